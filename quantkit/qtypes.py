@@ -1,0 +1,83 @@
+"""The tensor types of GGUF that quantkit writes: one table, the only place their sizes and ids stand.
+
+Ids, block sizes and bytes are ggml's (`ggml_type` and its type traits; https://github.com/ggml-org/ggml, ggml.h).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from quantkit.errors import ShapeError, UnsupportedError
+
+F16_MAX = 65504.0
+
+
+@dataclass(frozen=True)
+class QType:
+    """One tensor type.
+
+    name           as users type it: "Q4_K"
+    id             ggml's number for it, in a GGUF tensor table
+    block_weights  weights in one block; rows are a whole number of blocks
+    block_bytes    bytes of one block
+    max_abs        largest magnitude that a block is sure to hold; larger weights are refused, not lost
+    """
+
+    name: str
+    id: int
+    block_weights: int
+    block_bytes: int
+    max_abs: float
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.block_bytes / self.block_weights
+
+    def divides(self, n_columns: int) -> bool:
+        """Whether rows of n_columns weights can be packed into this type."""
+        return n_columns % self.block_weights == 0
+
+    def row_bytes(self, n_columns: int) -> int:
+        """Bytes of one packed row of n_columns weights; raises ShapeError where it is not a whole number of blocks."""
+        if not self.divides(n_columns):
+            raise ShapeError(
+                f"a row does not divide into {self.name} blocks",
+                expected=f"a multiple of {self.block_weights} columns",
+                found=n_columns,
+            )
+        return n_columns // self.block_weights * self.block_bytes
+
+    def __str__(self) -> str:
+        return self.name
+
+
+# max_abs: F16's own limit times the largest multiplier that the format puts on its F16 scale, then halved for the types
+# whose search may choose a scale beyond the plain one (Q4_K: 6-bit minimum 63; Q6_K: 8-bit scale 128 x code 32).
+# F16 and BF16: the last value that rounds to a finite one lies below max + half a step; here simply max.
+F32 = QType("F32", 0, 1, 4, 3.4028234663852886e38)
+F16 = QType("F16", 1, 1, 2, F16_MAX)
+Q8_0 = QType("Q8_0", 8, 32, 34, 127 * F16_MAX)
+Q4_K = QType("Q4_K", 12, 256, 144, 63 * F16_MAX / 2)
+Q6_K = QType("Q6_K", 14, 256, 210, 128 * 32 * F16_MAX / 2)
+BF16 = QType("BF16", 30, 1, 2, 3.3895313892515355e38)
+
+ALL = (F32, F16, BF16, Q8_0, Q4_K, Q6_K)
+_BY_NAME = {t.name: t for t in ALL}
+_BY_ID = {t.id: t for t in ALL}
+
+
+def by_name(name: str) -> QType:
+    """The type called name, in any letter case; raises UnsupportedError."""
+    try:
+        return _BY_NAME[name.upper()]
+    except KeyError:
+        raise UnsupportedError(f"unknown tensor type {name!r}", hint=f"types: {', '.join(_BY_NAME)}") from None
+
+
+def by_id(type_id: int) -> QType:
+    """The type with ggml's number type_id; raises UnsupportedError."""
+    try:
+        return _BY_ID[type_id]
+    except KeyError:
+        known = ", ".join(f"{t.id} {t.name}" for t in ALL)
+        raise UnsupportedError(f"tensor type {type_id} is not supported", hint=f"types: {known}") from None
