@@ -51,15 +51,15 @@ class QType:
         return self.name
 
 
-# max_abs: F16's own limit times the largest multiplier that the format puts on its F16 scale, then halved for the types
-# whose search may choose a scale beyond the plain one (Q4_K: 6-bit minimum 63; Q6_K: 8-bit scale 128 x code 32).
-# F16 and BF16: the last value that rounds to a finite one lies below max + half a step; here simply max.
-F32 = QType("F32", 0, 1, 4, 3.4028234663852886e38)
-F16 = QType("F16", 1, 1, 2, F16_MAX)
+# max_abs.  F32: every finite value.  F16, BF16: the last float32 that rounds to a finite value.  Block types: F16's maximum
+# times the largest multiplier the format puts on its F16 scale (Q8_0: code 127; Q4_K: 6-bit minimum 63; Q6_K: 8-bit scale
+# 128 x code 32), halved where a search may choose a scale beyond the plain one.
+F32 = QType("F32", 0, 1, 4, float.fromhex("0x1.fffffep127"))
+F16 = QType("F16", 1, 1, 2, float.fromhex("0x1.ffdffep15"))
 Q8_0 = QType("Q8_0", 8, 32, 34, 127 * F16_MAX)
 Q4_K = QType("Q4_K", 12, 256, 144, 63 * F16_MAX / 2)
 Q6_K = QType("Q6_K", 14, 256, 210, 128 * 32 * F16_MAX / 2)
-BF16 = QType("BF16", 30, 1, 2, 3.3895313892515355e38)
+BF16 = QType("BF16", 30, 1, 2, float.fromhex("0x1.fefffep127"))
 
 ALL = (F32, F16, BF16, Q8_0, Q4_K, Q6_K)
 _BY_NAME = {t.name: t for t in ALL}

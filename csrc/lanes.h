@@ -1,0 +1,160 @@
+/* lanes.h: LANES floats side by side, and the few operations the encoders need on them. Nothing else knows how many.
+ *
+ * The file that includes this one has set LANES to 1, 4, 8 or 16. LANES 1 is plain C11; the others use the vector
+ * extensions that GCC and Clang share, with an intrinsic where the generic form compiles badly.
+ *
+ * Each operation does to every lane what the scalar expression in its comment does to one number. No operation mixes
+ * lanes, except transpose(), which only moves them.
+ */
+#include <math.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <string.h>
+
+/* Adding 1.5 * 2^23 leaves a float's integer part, rounded half to even, in the low 23 bits of its representation. For
+ * |x| > 4194303, infinity and NaN those bits mean nothing, but they are the same bits on every machine; NaN gives 0. */
+#define ROUNDING_MAGIC 12582912.0f
+#define MANTISSA_MASK 0x007fffff
+#define MANTISSA_HALF 0x00400000
+
+static inline int32_t nearest_int(float x) {
+    float shifted = x + ROUNDING_MAGIC;
+    int32_t bits;
+    memcpy(&bits, &shifted, sizeof bits);
+    return (bits & MANTISSA_MASK) - MANTISSA_HALF;
+}
+
+#if LANES == 1
+
+typedef float lane_f;
+typedef int32_t lane_i;
+typedef bool lane_mask;
+
+static inline lane_f splat(float x) { return x; }
+static inline lane_f load(const float *p) { return *p; }
+static inline void store(float *p, lane_f a) { *p = a; }
+static inline void store_i(int32_t *p, lane_i a) { *p = a; }
+static inline lane_mask lt(lane_f a, lane_f b) { return a < b; }
+static inline lane_mask gt(lane_f a, lane_f b) { return a > b; }
+static inline lane_mask eq(lane_f a, lane_f b) { return a == b; }
+static inline lane_mask both(lane_mask a, lane_mask b) { return a && b; }
+static inline bool any(lane_mask m) { return m; }
+static inline lane_f pick(lane_mask m, lane_f a, lane_f b) { return m ? a : b; }
+static inline lane_i pick_i(lane_mask m, lane_i a, lane_i b) { return m ? a : b; }
+static inline lane_f absolute(lane_f a) { return fabsf(a); }
+static inline lane_f root(lane_f a) { return sqrtf(a); }
+static inline lane_i nearest(lane_f a) { return nearest_int(a); }
+static inline lane_f to_float(lane_i a) { return (float)a; }
+static inline lane_i clamp(lane_i a, int low, int high) { return a < low ? low : a > high ? high : a; }
+static inline void transpose(lane_f *a) { (void)a; }
+
+#else
+
+typedef float lane_f __attribute__((vector_size(4 * LANES)));
+typedef int32_t lane_i __attribute__((vector_size(4 * LANES)));
+
+static inline lane_f splat(float x) { return (lane_f){0} + x; }
+static inline lane_i splat_i(int32_t x) { return (lane_i){0} + x; }
+static inline lane_f load(const float *p) {
+    lane_f a;
+    memcpy(&a, p, sizeof a);
+    return a;
+}
+static inline void store(float *p, lane_f a) { memcpy(p, &a, sizeof a); }
+static inline void store_i(int32_t *p, lane_i a) { memcpy(p, &a, sizeof a); }
+static inline lane_f to_float(lane_i a) { return __builtin_convertvector(a, lane_f); }
+static inline lane_f absolute(lane_f a) { return (lane_f)((lane_i)a & 0x7fffffff); }
+static inline lane_i nearest(lane_f a) { return ((lane_i)(a + ROUNDING_MAGIC) & MANTISSA_MASK) - MANTISSA_HALF; }
+
+#if LANES == 16 && defined(__AVX512F__)
+#include <immintrin.h>
+typedef __mmask16 lane_mask;
+
+/* Comparisons are ordered: false where either side is NaN. */
+static inline lane_mask lt(lane_f a, lane_f b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LT_OQ); }
+static inline lane_mask gt(lane_f a, lane_f b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GT_OQ); }
+static inline lane_mask eq(lane_f a, lane_f b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_EQ_OQ); }
+static inline lane_mask both(lane_mask a, lane_mask b) { return a & b; }
+static inline bool any(lane_mask m) { return m != 0; }
+static inline lane_f pick(lane_mask m, lane_f a, lane_f b) {
+    return (lane_f)_mm512_mask_blend_ps(m, (__m512)b, (__m512)a);
+}
+static inline lane_i pick_i(lane_mask m, lane_i a, lane_i b) {
+    return (lane_i)_mm512_mask_blend_epi32(m, (__m512i)b, (__m512i)a);
+}
+static inline lane_f root(lane_f a) { return (lane_f)_mm512_sqrt_ps((__m512)a); }
+static inline lane_i clamp(lane_i a, int low, int high) {
+    __m512i capped = _mm512_min_epi32((__m512i)a, _mm512_set1_epi32(high));
+    return (lane_i)_mm512_max_epi32(capped, _mm512_set1_epi32(low));
+}
+
+#else
+typedef lane_i lane_mask; /* all bits set where true */
+
+static inline lane_mask lt(lane_f a, lane_f b) { return a < b; }
+static inline lane_mask gt(lane_f a, lane_f b) { return a > b; }
+static inline lane_mask eq(lane_f a, lane_f b) { return a == b; }
+static inline lane_mask both(lane_mask a, lane_mask b) { return a & b; }
+static inline bool any(lane_mask m) {
+    static const lane_mask none;
+    return memcmp(&m, &none, sizeof m) != 0;
+}
+static inline lane_i pick_i(lane_mask m, lane_i a, lane_i b) { return (a & m) | (b & ~m); }
+static inline lane_f pick(lane_mask m, lane_f a, lane_f b) { return (lane_f)pick_i(m, (lane_i)a, (lane_i)b); }
+static inline lane_f root(lane_f a) {
+    for (int i = 0; i < LANES; i++) a[i] = sqrtf(a[i]);
+    return a;
+}
+static inline lane_i clamp(lane_i a, int low, int high) {
+    a = pick_i(a > high, splat_i(high), a);
+    return pick_i(a < low, splat_i(low), a);
+}
+#endif
+
+/* Zipping the first half of the registers with the second, log2(LANES) times, transposes a square of them. */
+#if LANES == 4
+#define ZIP_LOW 0, 4, 1, 5
+#define ZIP_HIGH 2, 6, 3, 7
+#elif LANES == 8
+#define ZIP_LOW 0, 8, 1, 9, 2, 10, 3, 11
+#define ZIP_HIGH 4, 12, 5, 13, 6, 14, 7, 15
+#elif LANES == 16
+#define ZIP_LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define ZIP_HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#endif
+#if defined(__clang__) || __GNUC__ >= 12
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (lane_i){__VA_ARGS__})
+#endif
+
+/* a[i] lane j <-> a[j] lane i, for LANES registers. */
+static inline void transpose(lane_f *a) {
+    for (int width = 1; width < LANES; width *= 2) {
+        lane_f zipped[LANES];
+        for (int i = 0; i < LANES / 2; i++) {
+            zipped[2 * i] = SHUFFLE(a[i], a[i + LANES / 2], ZIP_LOW);
+            zipped[2 * i + 1] = SHUFFLE(a[i], a[i + LANES / 2], ZIP_HIGH);
+        }
+        memcpy(a, zipped, sizeof zipped);
+    }
+}
+
+#endif
+
+/* One lane a run of n consecutive floats, n a multiple of 16: a[i] lane j = runs[j * n + i]. */
+static inline void load_runs(const float *runs, int n, lane_f *a) {
+    for (int i = 0; i < n; i += LANES) {
+        for (int j = 0; j < LANES; j++) a[i + j] = load(runs + j * n + i);
+        transpose(a + i);
+    }
+}
+
+/* The way back for codes 0..255: runs[j * n + i] = a[i] lane j. Four codes travel as the bytes of one lane. */
+static inline void store_code_runs(uint8_t *runs, int n, const lane_i *a) {
+    int32_t four[LANES];
+    for (int i = 0; i < n; i += 4) {
+        store_i(four, a[i] | a[i + 1] << 8 | a[i + 2] << 16 | a[i + 3] << 24);
+        for (int j = 0; j < LANES; j++) memcpy(runs + j * n + i, &four[j], 4); /* the lowest byte first: little endian */
+    }
+}

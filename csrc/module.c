@@ -1,0 +1,105 @@
+/* module.c: the kernels as the Python module quantkit._native. Buffers in, the GIL released, codes to exceptions.
+ *
+ * Shapes and types are checked by quantkit.kernels; what is refused here would be a bug of ours, so it is a ValueError.
+ */
+#define Py_LIMITED_API 0x030b0000
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "quantkit.h"
+
+static PyObject *refuse(qk_status status) {
+    static const char *const reason[] = {"", "unknown type", "bad shape", "unfit value", "unknown instruction set"};
+    return PyErr_Format(PyExc_ValueError, "%s", reason[-(int)status]);
+}
+
+/* Whether the two buffers hold n_rows x n_columns floats and their blocks; sets an exception if not. */
+static int sizes_fit(int type, long long n_rows, long long n_columns, const Py_buffer *rows, const Py_buffer *blocks) {
+    const int64_t row_bytes = qk_row_bytes((qk_type)type, n_columns);
+    if (row_bytes < 0) {
+        refuse((qk_status)row_bytes);
+        return 0;
+    }
+    if (n_rows < 0 || rows->len / 4 != n_rows * n_columns || blocks->len != n_rows * row_bytes) {
+        PyErr_SetString(PyExc_ValueError, "a buffer does not have the size of its shape");
+        return 0;
+    }
+    return 1;
+}
+
+static PyObject *encode(PyObject *self, PyObject *args) {
+    (void)self;
+    int type;
+    long long n_rows, n_columns;
+    float limit;
+    Py_buffer rows, blocks;
+    if (!PyArg_ParseTuple(args, "iy*LLfw*", &type, &rows, &n_rows, &n_columns, &limit, &blocks)) return NULL;
+    PyObject *result = NULL;
+    if (sizes_fit(type, n_rows, n_columns, &rows, &blocks)) {
+        qk_status status;
+        int64_t unfit = -1;
+        Py_BEGIN_ALLOW_THREADS
+        status = qk_encode((qk_type)type, rows.buf, n_rows, n_columns, limit, blocks.buf, &unfit);
+        Py_END_ALLOW_THREADS
+        result = status == QK_OK || status == QK_UNFIT ? PyLong_FromLongLong(unfit) : refuse(status);
+    }
+    PyBuffer_Release(&rows);
+    PyBuffer_Release(&blocks);
+    return result;
+}
+
+static PyObject *decode(PyObject *self, PyObject *args) {
+    (void)self;
+    int type;
+    long long n_rows, n_columns;
+    Py_buffer rows, blocks;
+    if (!PyArg_ParseTuple(args, "iy*LLw*", &type, &blocks, &n_rows, &n_columns, &rows)) return NULL;
+    PyObject *result = NULL;
+    if (sizes_fit(type, n_rows, n_columns, &rows, &blocks)) {
+        qk_status status;
+        Py_BEGIN_ALLOW_THREADS
+        status = qk_decode((qk_type)type, blocks.buf, n_rows, n_columns, rows.buf);
+        Py_END_ALLOW_THREADS
+        result = status == QK_OK ? Py_NewRef(Py_None) : refuse(status);
+    }
+    PyBuffer_Release(&rows);
+    PyBuffer_Release(&blocks);
+    return result;
+}
+
+static PyObject *use(PyObject *self, PyObject *args) {
+    (void)self;
+    const char *name;
+    if (!PyArg_ParseTuple(args, "z", &name)) return NULL;
+    const qk_status status = qk_use(name);
+    return status == QK_OK ? Py_NewRef(Py_None) : refuse(status);
+}
+
+static PyObject *isa(PyObject *self, PyObject *args) {
+    (void)self, (void)args;
+    return PyUnicode_FromString(qk_isa());
+}
+
+static PyObject *isas(PyObject *self, PyObject *args) {
+    (void)self, (void)args;
+    PyObject *names = PyTuple_New(qk_n_isas());
+    for (int i = 0; names != NULL && i < qk_n_isas(); i++) {
+        PyObject *name = PyUnicode_FromString(qk_isa_name(i));
+        if (name == NULL || PyTuple_SetItem(names, i, name) != 0) Py_CLEAR(names);
+    }
+    return names;
+}
+
+static PyMethodDef methods[] = {
+    {"encode", encode, METH_VARARGS,
+     "encode(type, rows, n_rows, n_columns, limit, blocks): pack; the flat index of the first unfit value, or -1"},
+    {"decode", decode, METH_VARARGS, "decode(type, blocks, n_rows, n_columns, rows): unpack"},
+    {"use", use, METH_VARARGS, "use(name): choose the instruction set, None for the fastest"},
+    {"isa", isa, METH_NOARGS, "isa(): the instruction set in use"},
+    {"isas", isas, METH_NOARGS, "isas(): those this processor can run, slowest first"},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_native", "The C kernels.", 0, methods, NULL, NULL, NULL, NULL};
+
+PyMODINIT_FUNC PyInit__native(void) { return PyModule_Create(&definition); }

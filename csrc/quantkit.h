@@ -1,0 +1,69 @@
+/* quantkit.h: the whole C interface of the kernels.
+ *
+ * A kernel turns rows of float32 into the packed blocks of one GGUF tensor type, or back. Its bytes are those of ggml's
+ * reference encoder, on every instruction set and for every split of the rows among calls.
+ *
+ * Shapes      rows are dense and in C order: value (r, c) of n_rows x n_columns floats stands at index r * n_columns + c.
+ *             n_columns is a multiple of the type's block. Blocks are dense too: qk_row_bytes() bytes a row.
+ * Alignment   of float for rows; none for blocks.
+ * Aliasing    input and output must not overlap.
+ * Threads     every function may run in any number of threads at once, except qk_use(), which is called before them.
+ *             A call keeps no state and allocates nothing. It sets round-to-nearest with denormals on and restores
+ *             the caller's floating-point mode on return.
+ * Errors      a negative qk_status; nothing is printed, nothing aborts. On an error the contents of the output are
+ *             unspecified, but only bytes inside it have been written.
+ * Not promised: the time a call takes, anything about values beyond the limit given to qk_encode(), ABI across major versions.
+ */
+#ifndef QUANTKIT_H
+#define QUANTKIT_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ggml's numbers of the tensor types. */
+typedef enum {
+    QK_F32 = 0,
+    QK_F16 = 1,
+    QK_Q8_0 = 8,
+    QK_Q4_K = 12,
+    QK_Q6_K = 14,
+    QK_BF16 = 30,
+} qk_type;
+
+typedef enum {
+    QK_OK = 0,
+    QK_UNKNOWN_TYPE = -1, /* no kernel for this type */
+    QK_BAD_SHAPE = -2,    /* negative count, or a row that is not a whole number of blocks */
+    QK_UNFIT = -3,        /* a value is NaN, infinite or beyond the limit; its index is reported */
+    QK_UNKNOWN_ISA = -4,  /* no such instruction set in this build, or not on this processor */
+} qk_status;
+
+/* Bytes of one packed row of n_columns values, or a negative qk_status. */
+int64_t qk_row_bytes(qk_type type, int64_t n_columns);
+
+/* Pack n_rows x n_columns floats into n_rows * qk_row_bytes() bytes.
+ * Every |value| must be <= limit. Else QK_UNFIT is returned and *unfit is the flat index of the first that is not. */
+qk_status qk_encode(qk_type type, const float *rows, int64_t n_rows, int64_t n_columns, float limit, uint8_t *blocks,
+                    int64_t *unfit);
+
+/* Unpack n_rows x n_columns floats from n_rows * qk_row_bytes() bytes. Any bytes are decoded, NaN scales included. */
+qk_status qk_decode(qk_type type, const uint8_t *blocks, int64_t n_rows, int64_t n_columns, float *rows);
+
+/* The instruction sets that this build has and this processor can run, slowest first; the last is the default.
+ * qk_isa_name() returns NULL from qk_n_isas() on. */
+int qk_n_isas(void);
+const char *qk_isa_name(int i);
+
+/* Use the instruction set called name from now on, NULL for the default. */
+qk_status qk_use(const char *name);
+
+/* The name of the instruction set in use. */
+const char *qk_isa(void);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,152 @@
+"""Rows of float32 to the packed blocks of a tensor type, and back, with ggml's own bytes.
+
+The C kernels run where they were built; else the NumPy text of the same algorithms does, ten to a hundred times slower
+with the same bytes.  The environment variable QUANTKIT_BACKEND=native|numpy forces one, and QUANTKIT_ISA=NAME an
+instruction set of the C kernels; a name that is unknown or not to be had here is a UsageError.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from types import ModuleType
+
+import numpy as np
+import numpy.typing as npt
+
+from quantkit.errors import MagnitudeError, NotFiniteError, ShapeError, UsageError
+from quantkit.kernels import plain, q4_k, q6_k, q8_0
+from quantkit.qtypes import QType
+
+F32Array = npt.NDArray[np.float32]
+U8Array = npt.NDArray[np.uint8]
+
+NUMPY_TEXTS = {
+    "F32": (plain.encode_f32, plain.decode_f32),
+    "F16": (plain.encode_f16, plain.decode_f16),
+    "BF16": (plain.encode_bf16, plain.decode_bf16),
+    "Q8_0": (q8_0.encode, q8_0.decode),
+    "Q4_K": (q4_k.encode, q4_k.decode),
+    "Q6_K": (q6_k.encode, q6_k.decode),
+}
+BLOCKS_AT_ONCE = 1 << 16  # weights whose temporaries the NumPy text keeps near the cache; 26 arrays of 256 KiB
+
+
+@functools.cache
+def _native() -> ModuleType | None:
+    """The C kernels with the wanted instruction set chosen, or None where the NumPy text is to run."""
+    wanted = os.environ.get("QUANTKIT_BACKEND", "")
+    if wanted not in ("", "native", "numpy"):
+        raise UsageError(f"QUANTKIT_BACKEND={wanted} is not a backend", hint="native or numpy")
+    if wanted == "numpy":
+        return None
+    try:
+        from quantkit import _native as native
+    except ImportError as error:
+        if wanted == "native":
+            raise UsageError(f"QUANTKIT_BACKEND=native, but there are no C kernels here ({error})") from error
+        print("quantkit: no C kernels in this installation; the slower NumPy ones give the same bytes", file=sys.stderr)
+        return None
+    isa = os.environ.get("QUANTKIT_ISA")
+    try:
+        native.use(isa)
+    except ValueError:
+        raise UsageError(f"QUANTKIT_ISA={isa} is not to be had here", hint=", ".join(native.isas())) from None
+    module: ModuleType = native
+    return module
+
+
+def backend() -> str:
+    """What runs: "numpy", or "native/" and the instruction set, such as "native/avx2"."""
+    native = _native()
+    return f"native/{native.isa()}" if native else "numpy"
+
+
+def encode(rows: F32Array, qtype: QType, *, out: U8Array | None = None) -> U8Array:
+    """Pack float rows into blocks of qtype.
+
+    rows     float32 (n, k), C order; k a multiple of qtype.block_weights
+    out      uint8 (n, qtype.row_bytes(k)), C order; filled and returned if given
+    returns  uint8 (n, qtype.row_bytes(k)); the same bytes on every backend and processor
+    raises   ShapeError      k does not divide into blocks, or an array is not as above
+             NotFiniteError  NaN or infinity in rows (names the first row and column)
+             MagnitudeError  a weight larger than qtype.max_abs (likewise)
+    """
+    _check(rows, np.float32, "rows")
+    n, k = rows.shape
+    shape = (n, qtype.row_bytes(k))
+    out = np.empty(shape, np.uint8) if out is None else _check(out, np.uint8, "out", shape)
+    native = _native()
+    if native:
+        unfit = native.encode(qtype.id, rows, n, k, qtype.max_abs, out)
+    else:
+        unfit = _first_unfit(rows, qtype.max_abs)
+        if unfit < 0:
+            _in_pieces(NUMPY_TEXTS[qtype.name][0], rows, qtype.block_weights, out, qtype.block_bytes, qtype)
+    if unfit >= 0:
+        raise _unfit_error(rows, unfit, qtype)
+    return out
+
+
+def decode(blocks: U8Array, qtype: QType, *, out: F32Array | None = None) -> F32Array:
+    """Unpack blocks of qtype into float rows.
+
+    blocks   uint8 (n, m), C order; m a multiple of qtype.block_bytes
+    out      float32 (n, k), k = m / block_bytes * block_weights, C order; filled and returned if given
+    returns  float32 (n, k); the same bits on every backend and processor
+    raises   ShapeError  m does not divide into blocks, or an array is not as above
+    """
+    _check(blocks, np.uint8, "blocks")
+    n, m = blocks.shape
+    if m % qtype.block_bytes:
+        raise ShapeError(
+            f"a row of bytes does not divide into {qtype} blocks",
+            expected=f"a multiple of {qtype.block_bytes} bytes",
+            found=m,
+        )
+    shape = (n, m // qtype.block_bytes * qtype.block_weights)
+    out = np.empty(shape, np.float32) if out is None else _check(out, np.float32, "out", shape)
+    native = _native()
+    if native:
+        native.decode(qtype.id, blocks, n, shape[1], out)
+    else:
+        _in_pieces(NUMPY_TEXTS[qtype.name][1], blocks, qtype.block_bytes, out, qtype.block_weights, qtype)
+    return out
+
+
+def _in_pieces(text, source, source_width, target, target_width, qtype: QType) -> None:  # type: ignore[no-untyped-def]
+    """Run a NumPy text over a few blocks at a time: (blocks, source_width) in, (blocks, target_width) out."""
+    source = source.reshape(-1, source_width)
+    target = target.reshape(-1, target_width)
+    step = max(1, BLOCKS_AT_ONCE // qtype.block_weights)
+    with np.errstate(all="ignore"):  # empty runs divide by zero, and the result is not used
+        for start in range(0, len(source), step):
+            target[start : start + step] = text(source[start : start + step])
+
+
+def _check(array, dtype, name: str, shape: tuple[int, ...] | None = None):  # type: ignore[no-untyped-def]
+    """array, if it is a C-ordered matrix of dtype (and of shape, if given)."""
+    expected = f"{np.dtype(dtype).name} {shape or '(n, k)'} in C order"
+    sound = array.dtype == dtype and array.ndim == 2 and array.flags.c_contiguous
+    if not sound or (shape is not None and array.shape != shape):
+        order = "" if array.flags.c_contiguous else " not in C order"
+        raise ShapeError(f"{name} has the wrong form", expected=expected, found=f"{array.dtype} {array.shape}{order}")
+    return array
+
+
+def _first_unfit(rows: F32Array, limit: float) -> int:
+    """The flat index of the first value that is not within +-limit, or -1."""
+    unfit = ~(np.abs(rows.reshape(-1)) <= np.float32(limit))
+    at = int(unfit.argmax()) if unfit.size else 0
+    return at if unfit.size and unfit[at] else -1
+
+
+def _unfit_error(rows: F32Array, flat: int, qtype: QType) -> NotFiniteError | MagnitudeError:
+    row, column = divmod(flat, rows.shape[1])
+    value = float(rows[row, column])
+    if not np.isfinite(value):
+        return NotFiniteError("a weight is not a finite number", row=row, column=column, found=value)
+    return MagnitudeError(
+        f"a weight is too large for {qtype}", row=row, column=column, expected=f"at most {qtype.max_abs:g}", found=value
+    )

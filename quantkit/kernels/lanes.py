@@ -1,0 +1,42 @@
+"""What the NumPy texts share: runs side by side, and rounding as ggml rounds.
+
+A lane is a column: an array (run length, lanes) holds one run of weights in each column.  Sums go down the columns in
+index order, one row at a time, never through np.sum, whose order differs; so the bits are those of the C kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+
+F32Array = npt.NDArray[np.float32]
+I32Array = npt.NDArray[np.int32]
+U8Array = npt.NDArray[np.uint8]
+
+ROUNDING_MAGIC = np.float32(12582912)  # 1.5 * 2^23: the sum's low 23 bits are the integer part, rounded half to even
+
+
+def to_lanes(x: F32Array, run: int) -> F32Array:
+    """float32 (n, m) -> (run, n * m / run), each run of consecutive weights a column."""
+    return np.ascontiguousarray(x.reshape(-1, run).T)
+
+
+def from_lanes(codes: I32Array, width: int) -> U8Array:
+    """Codes 0..255 (run, lanes) -> uint8 (n, width), the runs in a row again."""
+    return codes.T.astype(np.uint8).reshape(-1, width)
+
+
+def nearest(x: F32Array) -> I32Array:
+    """x rounded half to even.  Beyond +-4194303 the result means nothing, but is the same everywhere; NaN gives 0."""
+    return ((x + ROUNDING_MAGIC).view(np.int32) & 0x7FFFFF) - 0x400000
+
+
+def ordered_sum(terms: Iterable[F32Array]) -> F32Array:
+    """The terms added one after another in float32."""
+    terms = iter(terms)
+    total = next(terms).copy()
+    for term in terms:
+        total += term
+    return total

@@ -1,0 +1,394 @@
+"""The operating system: positioned reads and writes, files that appear whole or not at all, facts of the machine.
+
+No other module of quantkit asks which system it runs on.  Linux and macOS are the systems it is written for; where
+Windows lacks a call, the substitute stands beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+import stat
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from quantkit.errors import DiskError, InputError, OutputError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+PathLike = str | os.PathLike[str]
+
+# One call moves at most this much: Linux stops short of 2 GiB, macOS refuses more than INT_MAX bytes outright.
+_MAX_CALL_BYTES = 1 << 30
+
+# O_NONBLOCK: opening a FIFO must not wait for its writer (no effect on files).  O_BINARY: no line ends on Windows.
+_ALWAYS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+_READ_FLAGS = os.O_RDONLY | _ALWAYS | getattr(os, "O_NONBLOCK", 0)
+_PART_FLAGS = os.O_RDWR | os.O_CREAT | _ALWAYS | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
+
+# Network and FUSE file systems may know neither locks nor fsync of a folder; there is nothing better to do then.
+_NOT_OFFERED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOTTY}
+
+
+# ---- reading
+
+
+def is_file(path: Path) -> bool:
+    """Whether path is a regular file, or a link to one; raises InputError where that cannot be found out."""
+    return stat.S_ISREG(_mode(path))
+
+
+def is_folder(path: Path) -> bool:
+    """Whether path is a folder, or a link to one; raises InputError where that cannot be found out."""
+    return stat.S_ISDIR(_mode(path))
+
+
+def _mode(path: Path) -> int:
+    """The file mode of path, 0 for nothing."""
+    try:
+        return path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise InputError(f"cannot be looked up: {_reason(error)}", file=path) from error
+
+
+_seek_lock = threading.Lock()
+
+
+def _pread_seek(fd: int, out: memoryview, offset: int) -> int:
+    """One positioned read where the system has none: the file's position is shared, so one thread at a time."""
+    with _seek_lock:
+        os.lseek(fd, offset, os.SEEK_SET)
+        data = os.read(fd, len(out))
+    out[: len(data)] = data
+    return len(data)
+
+
+def _pread_vector(fd: int, out: memoryview, offset: int) -> int:
+    """One positioned read straight into out."""
+    return os.preadv(fd, [out], offset)
+
+
+_pread: Callable[[int, memoryview, int], int] = _pread_vector if hasattr(os, "preadv") else _pread_seek
+
+
+def pread_into(fd: int, out: memoryview, offset: int, *, file: PathLike | None = None) -> None:
+    """Fill out with the bytes at offset; safe to call from many threads on one descriptor.
+
+    out     writable bytes, contiguous; filled to its end, over as many system calls as that takes (a call that a signal
+            interrupts is repeated by Python, PEP 475)
+    file    the name to put into an error
+    raises  DiskError  the read fails, or the file ends first
+    """
+    done = 0
+    while done < len(out):
+        try:
+            n = _pread(fd, out[done : done + _MAX_CALL_BYTES], offset + done)
+        except OSError as error:
+            raise DiskError(f"reading failed: {_reason(error)}", file=file, offset=offset + done) from error
+        if n == 0:
+            raise DiskError(
+                "the file ends too early",
+                hint="it was cut or replaced while being read; fetch it again and leave it alone meanwhile",
+                file=file,
+                offset=offset + done,
+                expected=f"{len(out) - done} more bytes",
+                found=0,
+            )
+        done += n
+
+
+class InputFile:
+    """A regular file opened for reading; use it in a `with` block or close() it.
+
+    path    the name it was opened by
+    size    bytes it had then
+    raises  InputError  missing, unreadable, or something else than a regular file (folder, device, FIFO)
+    """
+
+    def __init__(self, path: PathLike) -> None:
+        self.path = Path(path)
+        try:
+            self._fd = os.open(path, _READ_FLAGS)
+        except FileNotFoundError:
+            raise InputError("no such file", file=path) from None
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+            raise InputError(f"cannot be opened: {_reason(error)}", file=path) from error
+        status = os.fstat(self._fd)
+        self.size = status.st_size
+        if not stat.S_ISREG(status.st_mode):
+            self.close()
+            raise InputError("is not a regular file", file=path)
+
+    def read_into(self, out: memoryview, offset: int) -> None:
+        """Fill out with the bytes at offset, from any thread; raises DiskError, also where the file ends first."""
+        pread_into(self._fd, out, offset, file=self.path)
+
+    def read(self, nbytes: int, offset: int = 0) -> bytearray:
+        """The nbytes at offset; raises DiskError."""
+        data = bytearray(nbytes)
+        self.read_into(memoryview(data), offset)
+        return data
+
+    def close(self) -> None:
+        """Close the file; no thread may be reading it. Closing twice is allowed."""
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            os.close(fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+# ---- writing
+
+
+def _pwrite_seek(fd: int, data: memoryview, offset: int) -> int:
+    """One positioned write where the system has none."""
+    with _seek_lock:
+        os.lseek(fd, offset, os.SEEK_SET)
+        return os.write(fd, data)
+
+
+_pwrite: Callable[[int, memoryview, int], int] = getattr(os, "pwrite", _pwrite_seek)
+
+
+def pwrite_all(fd: int, data: bytes | bytearray | memoryview, offset: int, *, file: PathLike | None = None) -> None:
+    """Write all of data at offset; safe to call from many threads on one descriptor.
+
+    data    contiguous bytes
+    file    the name to put into an error
+    raises  DiskError  the disk is full, a limit is reached, or the write fails
+    """
+    rest = memoryview(data)
+    while len(rest):
+        try:
+            n = _pwrite(fd, rest[:_MAX_CALL_BYTES], offset)
+        except OSError as error:
+            raise _write_error(DiskError, "writing failed", error, file=file, offset=offset) from error
+        rest, offset = rest[n:], offset + n
+
+
+class AtomicFile:
+    """A file that appears under its final name whole or not at all, and replaces an older one only then.
+
+        with AtomicFile(path) as out:
+            out.write(data, offset)
+            out.publish()
+
+    The bytes go to `<path>.part` beside it, locked against a second run.  Leaving the block without publish() removes
+    the part, whatever the reason; after a kill it stays, and the next run empties it.  A symbolic link under the final
+    name is replaced, not followed.
+
+    path       the final name
+    part_path  where the bytes are until publish()
+    raises     OutputError  no such folder, no permission, the final name is taken by a folder or device, or another run
+                            writes the same file
+    """
+
+    def __init__(self, path: PathLike) -> None:
+        self.path = Path(path)
+        _refuse_non_file(self.path)
+        self.part_path = self.path.with_name(self.path.name + ".part")
+        self._fd = _open_part(self.part_path)
+
+    def write(self, data: bytes | bytearray | memoryview, offset: int) -> None:
+        """Write data at offset, from any thread; raises DiskError."""
+        pwrite_all(self._fd, data, offset, file=self.part_path)
+
+    def publish(self) -> None:
+        """Put the file under its final name, its bytes on disk first; raises DiskError, OutputError."""
+        try:
+            _sync(self._fd)
+        except OSError as error:
+            raise _write_error(DiskError, "cannot be brought to disk", error, file=self.part_path) from error
+        _refuse_non_file(self.path)  # a device could have come up there since; replace() would remove it
+        if fcntl is None:  # Windows does not rename an open file
+            self._close()
+        try:
+            self.part_path.replace(self.path)
+        except OSError as error:
+            raise _write_error(OutputError, "cannot be put in place", error, file=self.path) from error
+        self._close()  # gives up the lock, so only after the part's name is gone
+        _sync_folder(self.path.parent)
+
+    def discard(self) -> None:
+        """Remove the part, unless it was published."""
+        if self._fd < 0:
+            return
+        if fcntl is None:
+            self._close()
+        with contextlib.suppress(OSError):
+            self.part_path.unlink()
+        self._close()
+
+    def _close(self) -> None:
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            with contextlib.suppress(OSError):  # what was published is synced, the rest is not wanted
+                os.close(fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.discard()
+
+
+def _refuse_non_file(path: Path) -> None:
+    """Raise OutputError if path is something that a file must not replace."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        raise OutputError(f"cannot be created: {_reason(error)}", file=path) from error
+    if stat.S_ISDIR(mode):
+        raise OutputError("a folder stands in its place", hint="name a file", file=path)
+    if not stat.S_ISREG(mode):
+        raise OutputError("is not a regular file", hint="name a file; output cannot go to a device or pipe", file=path)
+
+
+def _open_part(path: Path) -> int:
+    """Create or take over a part file, locked and empty; raises OutputError, DiskError."""
+    while True:
+        try:
+            fd = os.open(path, _PART_FLAGS, 0o666)
+        except FileNotFoundError:
+            raise OutputError("the folder does not exist", hint="create it first", file=path.parent) from None
+        except OSError as error:
+            raise _write_error(OutputError, "cannot be created", error, file=path) from error
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise OutputError("is not a regular file", hint="remove it", file=path)
+            _lock(fd, path)
+            if _still_named(fd, path):
+                os.ftruncate(fd, 0)
+                return fd
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)  # its former owner renamed or removed it between our open and our lock
+
+
+def _lock(fd: int, path: Path) -> None:
+    """Lock an open file against other processes until it is closed; raises OutputError if one holds it."""
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        hint = "wait for it, or name another output"
+        raise OutputError("another run is writing this file", hint=hint, file=path) from None
+    except OSError as error:
+        if error.errno not in _NOT_OFFERED:
+            raise OutputError(f"cannot be locked: {_reason(error)}", file=path) from error
+
+
+def _still_named(fd: int, path: Path) -> bool:
+    """Whether path is still the file that fd has open."""
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _sync(fd: int) -> None:
+    """Wait until the file's bytes are on the medium; raises OSError."""
+    if fcntl is not None and hasattr(fcntl, "F_FULLFSYNC"):  # macOS: fsync leaves them in the drive's cache
+        try:
+            fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+            return
+        except OSError as error:
+            if error.errno not in _NOT_OFFERED:
+                raise
+    os.fsync(fd)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Wait until a rename in folder is on the medium; raises DiskError."""
+    if not hasattr(os, "O_DIRECTORY"):  # Windows opens no folders
+        return
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | _ALWAYS)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        # EACCES: a folder may be open to writing and closed to reading
+        if error.errno not in _NOT_OFFERED | {errno.EACCES}:
+            raise _write_error(DiskError, "cannot be brought to disk", error, file=folder) from error
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+
+
+def _write_error(
+    kind: type[DiskError | OutputError],
+    what: str,
+    error: OSError,
+    *,
+    file: PathLike | None,
+    offset: int | None = None,
+) -> DiskError | OutputError:
+    """The typed error for a failed write: of kind, but a full or broken disk is a DiskError in any case."""
+    if error.errno in _FULL | {errno.EIO}:
+        kind = DiskError
+    hint = "free some space, or write to another disk" if error.errno in _FULL else None
+    return kind(f"{what}: {_reason(error)}", hint=hint, file=file, offset=offset)
+
+
+# ---- the machine
+
+
+def free_space(folder: PathLike) -> int:
+    """Bytes that this user can still write into folder; raises OutputError if there is no such folder."""
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError as error:
+        raise OutputError(f"cannot be written to: {_reason(error)}", file=folder) from error
+
+
+def peak_rss() -> int:
+    """Most bytes of memory this process has held at once.
+
+    Linux's own record comes first: getrusage also counts what the parent held when it started this process.
+    """
+    with contextlib.suppress(OSError):
+        text = Path("/proc/self/status").read_text()
+        if match := re.search(r"^VmHWM:\s+(\d+) kB$", text, re.MULTILINE):
+            return int(match[1]) * 1024
+    import resource  # not on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def cpu_count() -> int:
+    """Processors this process may run on, at least 1."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

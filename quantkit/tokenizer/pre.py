@@ -1,0 +1,89 @@
+"""Which of llama.cpp's pre-tokenizers a `pre_tokenizer` of tokenizer.json is.
+
+llama.cpp compares the ids of one test sentence with a list of hashes, so a fine-tune that touches the vocabulary is no
+longer recognised.  Here the pattern itself is compared: it is put into a canonical form, the words of which are also what a
+refusal shows, and looked up in a table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from quantkit.checkpoint.config import require
+from quantkit.checkpoint.json_file import shown
+from quantkit.errors import UnsupportedError
+
+# tiktoken's cl100k_base (https://github.com/openai/tiktoken, tiktoken_ext/openai_public.py) as `tokenizers` spells it.
+CL100K = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+# These (behavior, invert) all leave one piece for each match of a pattern that matches everything, as those above do:
+# the text between matches, which they treat differently, is empty.
+_ISOLATING = {("Removed", True), ("Isolated", False), ("Isolated", True)}
+
+_KNOWN = {
+    (f"split by {CL100K}", "bytes"): "dbrx",
+    ("each digit alone", "GPT-2's words", "bytes"): "smollm",
+}
+
+
+def recognise(pre_tokenizer: Any, file: Path) -> str:
+    """llama.cpp's name for a pre-tokenizer.
+
+    pre_tokenizer  the value of that key in tokenizer.json
+    file           where it stands, for the error
+    raises         UnsupportedError  none of the known; shows the canonical form and the names that are known
+                   ConfigError       a part lacks a key or has a value of the wrong type
+    """
+    form = tuple(_steps(pre_tokenizer, file))
+    if form not in _KNOWN:
+        raise UnsupportedError(
+            "text is split in a way quantkit has no llama.cpp name for",
+            file=file,
+            key="pre_tokenizer",
+            found=", then ".join(form) or "no splitting",
+            hint=f"known: {', '.join(f'{name} ({", then ".join(known)})' for known, name in _KNOWN.items())}",
+        )
+    return _KNOWN[form]
+
+
+def _steps(part: Any, file: Path) -> Iterator[str]:
+    """The canonical form: one phrase for each thing done to the text, sequences flattened, settings without effect left out."""
+    if part is None:
+        return
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind not in _READERS:
+        yield shown(part)
+        return
+    yield from _READERS[kind](part, file)
+
+
+def _sequence(part: Mapping[str, Any], file: Path) -> Iterator[str]:
+    for step in require(part, "pretokenizers", list, file):
+        yield from _steps(step, file)
+
+
+def _split(part: Mapping[str, Any], file: Path) -> Iterator[str]:
+    pattern = require(part, "pattern", dict, file)
+    how = (part.get("behavior"), part.get("invert", False))
+    regex = pattern.get("Regex")
+    yield f"split by {regex}" if isinstance(regex, str) and how in _ISOLATING else shown(part)
+
+
+def _digits(part: Mapping[str, Any], file: Path) -> Iterator[str]:
+    yield "each digit alone" if require(part, "individual_digits", bool, file) else "digits apart"
+
+
+def _byte_level(part: Mapping[str, Any], file: Path) -> Iterator[str]:
+    if part.get("add_prefix_space", True):
+        yield "a space in front"
+    if part.get("use_regex", True):
+        yield "GPT-2's words"
+    yield "bytes"
+
+
+_READERS = {"Sequence": _sequence, "Split": _split, "Digits": _digits, "ByteLevel": _byte_level}
