@@ -13,7 +13,7 @@ typedef struct {
     void (*decode)(const uint8_t *in, int64_t n_blocks, float *x);
 } qk_kernel;
 
-enum { QK_N_KERNELS = 6 };
+enum { QK_N_KERNELS = 7 };
 
 extern const qk_kernel qk_kernels_scalar[QK_N_KERNELS];
 extern const qk_kernel qk_kernels_baseline[QK_N_KERNELS];

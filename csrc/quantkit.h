@@ -29,6 +29,7 @@ typedef enum {
     QK_F16 = 1,
     QK_Q8_0 = 8,
     QK_Q4_K = 12,
+    QK_Q5_K = 13,
     QK_Q6_K = 14,
     QK_BF16 = 30,
 } qk_type;

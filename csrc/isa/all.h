@@ -1,4 +1,5 @@
-/* Included once by each file of this folder, after it has set LANES and SUFFIX: every type's text at that width. */
+/* Included once by each file of this folder, after it has set LANES and SUFFIX: every type's text at that width.
+ * All of it is static but the table, so the same names serve every width. */
 #include <math.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -6,7 +7,6 @@
 
 #define JOIN_(a, b) a##_##b
 #define JOIN(a, b) JOIN_(a, b)
-#define NAME(x) JOIN(x, SUFFIX)
 
 #include "../kernels.h"
 
@@ -14,16 +14,19 @@
 #include "../lanes.h"
 
 #include "../fit.h"
+#include "../scale_min_block.h"
 #include "../types/plain.h"
 #include "../types/q4_k.h"
+#include "../types/q5_k.h"
 #include "../types/q6_k.h"
 #include "../types/q8_0.h"
 
-const qk_kernel NAME(qk_kernels)[QK_N_KERNELS] = {
-    {QK_F32, 1, 4, NAME(encode_f32), NAME(decode_f32)},
-    {QK_F16, 1, 2, NAME(encode_f16), NAME(decode_f16)},
-    {QK_Q8_0, Q8_0_WEIGHTS, Q8_0_BYTES, NAME(encode_q8_0), NAME(decode_q8_0)},
-    {QK_Q4_K, Q4_K_WEIGHTS, Q4_K_BYTES, NAME(encode_q4_k), NAME(decode_q4_k)},
-    {QK_Q6_K, Q6_K_WEIGHTS, Q6_K_BYTES, NAME(encode_q6_k), NAME(decode_q6_k)},
-    {QK_BF16, 1, 2, NAME(encode_bf16), NAME(decode_bf16)},
+const qk_kernel JOIN(qk_kernels, SUFFIX)[QK_N_KERNELS] = {
+    {QK_F32, 1, 4, encode_f32, decode_f32},
+    {QK_F16, 1, 2, encode_f16, decode_f16},
+    {QK_Q8_0, Q8_0_WEIGHTS, Q8_0_BYTES, encode_q8_0, decode_q8_0},
+    {QK_Q4_K, BLOCK, Q4_K_BYTES, encode_q4_k, decode_q4_k},
+    {QK_Q5_K, BLOCK, Q5_K_BYTES, encode_q5_k, decode_q5_k},
+    {QK_Q6_K, BLOCK, Q6_K_BYTES, encode_q6_k, decode_q6_k},
+    {QK_BF16, 1, 2, encode_bf16, decode_bf16},
 };

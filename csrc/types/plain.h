@@ -1,21 +1,21 @@
 /* F32, F16, BF16: one weight a block, no scale. */
 
-static void NAME(encode_f32)(const float *x, int64_t n_blocks, uint8_t *out) { memcpy(out, x, (size_t)n_blocks * 4); }
+static void encode_f32(const float *x, int64_t n_blocks, uint8_t *out) { memcpy(out, x, (size_t)n_blocks * 4); }
 
-static void NAME(decode_f32)(const uint8_t *in, int64_t n_blocks, float *x) { memcpy(x, in, (size_t)n_blocks * 4); }
+static void decode_f32(const uint8_t *in, int64_t n_blocks, float *x) { memcpy(x, in, (size_t)n_blocks * 4); }
 
-static void NAME(encode_f16)(const float *x, int64_t n_blocks, uint8_t *out) {
+static void encode_f16(const float *x, int64_t n_blocks, uint8_t *out) {
     for (int64_t i = 0; i < n_blocks; i++) put_u16(out + 2 * i, f16_from_f32(x[i]));
 }
 
-static void NAME(decode_f16)(const uint8_t *in, int64_t n_blocks, float *x) {
+static void decode_f16(const uint8_t *in, int64_t n_blocks, float *x) {
     for (int64_t i = 0; i < n_blocks; i++) x[i] = f32_from_f16(get_u16(in + 2 * i));
 }
 
-static void NAME(encode_bf16)(const float *x, int64_t n_blocks, uint8_t *out) {
+static void encode_bf16(const float *x, int64_t n_blocks, uint8_t *out) {
     for (int64_t i = 0; i < n_blocks; i++) put_u16(out + 2 * i, bf16_from_f32(x[i]));
 }
 
-static void NAME(decode_bf16)(const uint8_t *in, int64_t n_blocks, float *x) {
+static void decode_bf16(const uint8_t *in, int64_t n_blocks, float *x) {
     for (int64_t i = 0; i < n_blocks; i++) x[i] = f32_from_bf16(get_u16(in + 2 * i));
 }

@@ -7,7 +7,6 @@
  *           208..209   d          float16
  */
 enum {
-    Q6_K_WEIGHTS = 256,
     Q6_K_BYTES = 210,
     Q6_K_RUN = 16,
     Q6_K_RUNS = 16,
@@ -16,7 +15,7 @@ enum {
 
 /* Write d and the 8-bit scales for the 16 fitted ones, and put in their place what they decode to.
  * Returns false for a block of nothing but empty runs, which is all zero bytes. */
-static inline bool NAME(pack_q6_k_scales)(float *scale, uint8_t *out) {
+static inline bool pack_q6_k_scales(float *scale, uint8_t *out) {
     float largest = 0, peak = 0;
     for (int r = 0; r < Q6_K_RUNS; r++) {
         if (fabsf(scale[r]) > largest) {
@@ -37,7 +36,7 @@ static inline bool NAME(pack_q6_k_scales)(float *scale, uint8_t *out) {
     return true;
 }
 
-static inline void NAME(pack_q6_k_codes)(const uint8_t *code, uint8_t *out) {
+static inline void pack_q6_k_codes(const uint8_t *code, uint8_t *out) {
     for (int h = 0; h < 2; h++) {
         const uint8_t *q = code + 128 * h;
         for (int i = 0; i < 64; i++) out[64 * h + i] = (uint8_t)((q[i] & 15) | (q[64 + i] & 15) << 4);
@@ -47,7 +46,7 @@ static inline void NAME(pack_q6_k_codes)(const uint8_t *code, uint8_t *out) {
     }
 }
 
-static inline void NAME(encode_q6_k_block)(const float *x, uint8_t *out) {
+static inline void encode_q6_k_block(const float *x, uint8_t *out) {
     lane_f runs[Q6_K_PASSES][Q6_K_RUN];
     scale_fit fit[Q6_K_PASSES];
     float scale[Q6_K_RUNS];
@@ -58,11 +57,11 @@ static inline void NAME(encode_q6_k_block)(const float *x, uint8_t *out) {
         fit[pass] = fit_scale(v, weight, Q6_K_RUN, 32);
         store(scale + pass * LANES, fit[pass].scale);
     }
-    if (!NAME(pack_q6_k_scales)(scale, out)) {
+    if (!pack_q6_k_scales(scale, out)) {
         memset(out, 0, Q6_K_BYTES);
         return;
     }
-    uint8_t code[Q6_K_WEIGHTS];
+    uint8_t code[BLOCK];
     for (int pass = 0; pass < Q6_K_PASSES; pass++) {
         const lane_f *v = runs[pass];
         const lane_f step = load(scale + pass * LANES);
@@ -78,15 +77,15 @@ static inline void NAME(encode_q6_k_block)(const float *x, uint8_t *out) {
         }
         store_code_runs(code + pass * LANES * Q6_K_RUN, Q6_K_RUN, q);
     }
-    NAME(pack_q6_k_codes)(code, out);
+    pack_q6_k_codes(code, out);
 }
 
-static void NAME(encode_q6_k)(const float *x, int64_t n_blocks, uint8_t *out) {
-    for (; n_blocks > 0; n_blocks--, x += Q6_K_WEIGHTS, out += Q6_K_BYTES) NAME(encode_q6_k_block)(x, out);
+static void encode_q6_k(const float *x, int64_t n_blocks, uint8_t *out) {
+    for (; n_blocks > 0; n_blocks--, x += BLOCK, out += Q6_K_BYTES) encode_q6_k_block(x, out);
 }
 
-static void NAME(decode_q6_k)(const uint8_t *in, int64_t n_blocks, float *x) {
-    for (; n_blocks > 0; n_blocks--, x += Q6_K_WEIGHTS, in += Q6_K_BYTES) {
+static void decode_q6_k(const uint8_t *in, int64_t n_blocks, float *x) {
+    for (; n_blocks > 0; n_blocks--, x += BLOCK, in += Q6_K_BYTES) {
         const float d = f32_from_f16(get_u16(in + 208));
         for (int r = 0; r < Q6_K_RUNS; r++) {
             const float step = d * (float)(int8_t)in[192 + r];

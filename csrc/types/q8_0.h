@@ -7,9 +7,9 @@ enum { Q8_0_WEIGHTS = 32, Q8_0_BYTES = 34 };
 
 /* Half away from zero, as roundf(), for |x| < 2^23. The addend is the largest float below 0.5: 0.5 itself would lift
  * 0.49999997 to 1. */
-static inline int32_t NAME(round_away)(float x) { return (int32_t)(x + copysignf(0x1.fffffep-2f, x)); }
+static inline int32_t round_away(float x) { return (int32_t)(x + copysignf(0x1.fffffep-2f, x)); }
 
-static void NAME(encode_q8_0)(const float *x, int64_t n_blocks, uint8_t *out) {
+static void encode_q8_0(const float *x, int64_t n_blocks, uint8_t *out) {
     for (; n_blocks > 0; n_blocks--, x += Q8_0_WEIGHTS, out += Q8_0_BYTES) {
         /* Magnitudes compare like their bits, and integers let the compiler take the maximum in vectors. */
         uint32_t largest = 0;
@@ -21,12 +21,12 @@ static void NAME(encode_q8_0)(const float *x, int64_t n_blocks, uint8_t *out) {
         const float inverse = d != 0 ? 1.0f / d : 0.0f;
         put_u16(out, f16_from_f32(d));
         int8_t q[Q8_0_WEIGHTS];
-        for (int i = 0; i < Q8_0_WEIGHTS; i++) q[i] = (int8_t)NAME(round_away)(x[i] * inverse);
+        for (int i = 0; i < Q8_0_WEIGHTS; i++) q[i] = (int8_t)round_away(x[i] * inverse);
         memcpy(out + 2, q, sizeof q);
     }
 }
 
-static void NAME(decode_q8_0)(const uint8_t *in, int64_t n_blocks, float *x) {
+static void decode_q8_0(const uint8_t *in, int64_t n_blocks, float *x) {
     for (; n_blocks > 0; n_blocks--, x += Q8_0_WEIGHTS, in += Q8_0_BYTES) {
         const float d = f32_from_f16(get_u16(in));
         for (int i = 0; i < Q8_0_WEIGHTS; i++) x[i] = (float)(int8_t)in[2 + i] * d;

@@ -73,7 +73,10 @@ def read_header(file: InputFile) -> dict[str, TensorInfo]:
     raw = file.read(header_bytes, _LENGTH_BYTES)
     if not raw.startswith(b"{"):
         raise FormatError(
-            "the header does not begin with a brace", file=file.path, offset=_LENGTH_BYTES, found=shown(raw[:16].decode("latin-1"))
+            "the header does not begin with a brace",
+            file=file.path,
+            offset=_LENGTH_BYTES,
+            found=shown(raw[:16].decode("latin-1")),
         )
     entries = parse_json(raw, file=file.path, offset=_LENGTH_BYTES)
     entries.pop("__metadata__", None)  # the library checks it, nothing here uses it

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from quantkit.errors import MagnitudeError, NotFiniteError, ShapeError, UsageError
-from quantkit.kernels import plain, q4_k, q6_k, q8_0
+from quantkit.kernels import plain, q4_k, q5_k, q6_k, q8_0
 from quantkit.qtypes import QType
 
 F32Array = npt.NDArray[np.float32]
@@ -28,6 +28,7 @@ NUMPY_TEXTS = {
     "BF16": (plain.encode_bf16, plain.decode_bf16),
     "Q8_0": (q8_0.encode, q8_0.decode),
     "Q4_K": (q4_k.encode, q4_k.decode),
+    "Q5_K": (q5_k.encode, q5_k.decode),
     "Q6_K": (q6_k.encode, q6_k.decode),
 }
 BLOCKS_AT_ONCE = 1 << 16  # weights whose temporaries the NumPy text keeps near the cache; 26 arrays of 256 KiB

@@ -1,10 +1,9 @@
 """The added tokens of a tokenizer: from three files, under the ids that the `tokenizers` library gives them.
 
-The library takes no id from a file: a token whose text the base vocabulary has keeps that id, every other one gets the next
-free id in the order of adding.  The order, and whose flags count, are those of transformers 5
-(tokenization_utils_base.py, `_from_pretrained`; tokenization_utils_tokenizers.py, `__init__`), which llama.cpp's converter
-asks.  Where a file states another id than the library gives, it is not to be told which row of the embedding was meant, so
-that is refused.
+The library takes no id from a file: a token whose text the base vocabulary has keeps that id, every other one gets the
+next free id in the order of adding.  The order, and whose flags count, are those of transformers 5, which llama.cpp's
+converter asks (tokenization_utils_base.py, `_from_pretrained`; tokenization_utils_tokenizers.py, `__init__`).  Where a
+file states another id than the library gives, nothing tells which row of the embedding was meant, so that is refused.
 """
 
 from __future__ import annotations
@@ -15,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.checkpoint.config import require
-from quantkit.checkpoint.json_file import read_json, shown
+from quantkit.checkpoint.json_file import shown
 from quantkit.errors import ConfigError, VocabularyError
+from quantkit.tokenizer.files import read_object
 
 KINDS = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 
@@ -59,7 +59,8 @@ def complete(tokens: Mapping[str, AddedToken], settings: Mapping[str, Any], fold
 
     tokens    those of tokenizer.json
     settings  tokenizer_config.json: its `added_tokens_decoder` adds tokens and overrides flags, its special tokens are
-              added where they are new; without `added_tokens_decoder` special_tokens_map.json and added_tokens.json count
+              added where they are new; without `added_tokens_decoder`, special_tokens_map.json and added_tokens.json
+              count as well
     raises    ConfigError      a value of the wrong type
               VocabularyError  two files give a token different ids
     """
@@ -70,8 +71,8 @@ def complete(tokens: Mapping[str, AddedToken], settings: Mapping[str, Any], fold
         named = _named(settings, config_file)
     else:
         map_file, added_file = folder / "special_tokens_map.json", folder / "added_tokens.json"
-        named = _named(dict(settings) | _object(map_file), config_file)
-        listed = [*_legacy_tokens(_object(added_file), set(named), added_file), *tokens.values()]
+        named = _named(dict(settings) | read_object(map_file), config_file)
+        listed = [*_legacy_tokens(read_object(added_file), set(named), added_file), *tokens.values()]
         listed.sort(key=lambda token: token.stated_id or 0)
     result = dict(tokens)
     for token in listed:
@@ -142,13 +143,8 @@ def _named(settings: Mapping[str, Any], file: Path) -> dict[str, AddedToken]:
     others = [key for key, value in settings.items() if key.endswith("_token") and key not in roles and _is_text(value)]
     extra = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
     entries = [*(settings.get(key) for key in roles + others), *(extra.values() if isinstance(extra, dict) else extra)]
-    tokens = (_named_token(entry, file) for entry in entries if entry)
-    return {token.text: token for token in reversed([*tokens])} if False else _first_of_each(tokens)
-
-
-def _first_of_each(tokens: Iterator[AddedToken]) -> dict[str, AddedToken]:
     result: dict[str, AddedToken] = {}
-    for token in tokens:
+    for token in (_named_token(entry, file) for entry in entries if entry):
         result.setdefault(token.text, token)
     return result
 
@@ -163,13 +159,3 @@ def _named_token(entry: Any, file: Path) -> AddedToken:
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) or (isinstance(value, dict) and "content" in value)
-
-
-def _object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, {} where there is no such file."""
-    if not path.is_file():
-        return {}
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise ConfigError("is no object", file=path, expected="an object", found=shown(value))
-    return value

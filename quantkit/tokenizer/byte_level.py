@@ -1,7 +1,7 @@
 """The byte-level alphabet: one printable character for each byte, so that a vocabulary of bytes is a list of words.
 
-GPT-2's table (https://github.com/openai/gpt-2/blob/master/src/encoder.py, bytes_to_unicode): printable Latin-1 stands for
-itself, the other 68 bytes for the characters from U+0100 on, in order.  The space becomes U+0120.
+GPT-2's table (https://github.com/openai/gpt-2/blob/master/src/encoder.py, bytes_to_unicode): printable Latin-1 stands
+for itself, the other 68 bytes for the characters from U+0100 on, in order.  The space becomes U+0120.
 """
 
 from __future__ import annotations

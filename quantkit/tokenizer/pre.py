@@ -1,8 +1,8 @@
 """Which of llama.cpp's pre-tokenizers a `pre_tokenizer` of tokenizer.json is.
 
-llama.cpp compares the ids of one test sentence with a list of hashes, so a fine-tune that touches the vocabulary is no
-longer recognised.  Here the pattern itself is compared: it is put into a canonical form, the words of which are also what a
-refusal shows, and looked up in a table.
+llama.cpp's converter hashes the ids of one test sentence and looks in a list of hashes, so it no longer recognises a
+fine-tune that touched the vocabulary.  Here the pattern itself is compared: it is put into a canonical form, whose words
+are also what a refusal shows, and looked up in a table.
 """
 
 from __future__ import annotations
@@ -45,14 +45,18 @@ def recognise(pre_tokenizer: Any, file: Path) -> str:
             "text is split in a way quantkit has no llama.cpp name for",
             file=file,
             key="pre_tokenizer",
-            found=", then ".join(form) or "no splitting",
-            hint=f"known: {', '.join(f'{name} ({", then ".join(known)})' for known, name in _KNOWN.items())}",
+            found=_words(form) or "no splitting",
+            hint="known: " + "; ".join(f"{name}: {_words(known)}" for known, name in _KNOWN.items()),
         )
     return _KNOWN[form]
 
 
+def _words(form: tuple[str, ...]) -> str:
+    return ", then ".join(form)
+
+
 def _steps(part: Any, file: Path) -> Iterator[str]:
-    """The canonical form: one phrase for each thing done to the text, sequences flattened, settings without effect left out."""
+    """The canonical form: a phrase for each thing done to the text, sequences flattened, idle settings left out."""
     if part is None:
         return
     kind = part.get("type") if isinstance(part, dict) else None

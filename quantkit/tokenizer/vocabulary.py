@@ -61,7 +61,7 @@ FLAG_KEYS = {kind: f"tokenizer.ggml.add_{kind}_token" for kind in ("bos", "eos",
 
 
 def fields(vocabulary: Vocabulary) -> list[Field]:
-    """The keys of a vocabulary with the types and in the order that llama.cpp's converter writes (its base.py, vocab.py)."""
+    """The keys of a vocabulary, typed and ordered as by llama.cpp's converter (conversion/base.py, gguf/vocab.py)."""
     arrays = (
         ("tokenizer.ggml.tokens", Kind.STRING, vocabulary.tokens),
         ("tokenizer.ggml.scores", Kind.F32, vocabulary.scores),

@@ -1,0 +1,104 @@
+"""Chat templates: where a checkpoint keeps them, and the token with which one ends a turn."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quantkit.checkpoint.json_file import shown
+from quantkit.errors import ConfigError, FormatError, InputError
+from quantkit.tokenizer.files import read_object
+
+_COMMENT = re.compile(r"\{#.*?#\}", re.DOTALL)
+_CONTENT = re.compile(r"""\[\s*['"]content['"]\s*\]|\.content\b""")
+_GENERATION_PROMPT = re.compile(r"\badd_generation_prompt\b.*?%\}(.*?)(?=\{%-?\s*(?:endif|else|elif)\b|\Z)", re.DOTALL)
+_EOS_VARIABLE = "eos_token"
+
+
+@dataclass(frozen=True)
+class Templates:
+    """The default chat template or None, and further ones by name."""
+
+    default: str | None
+    named: dict[str, str]
+
+
+def read(folder: Path, settings: Mapping[str, Any], warn: Callable[[str], None]) -> Templates:
+    """The chat templates of a checkpoint.
+
+    Where llama.cpp's converter looks (gguf-py/gguf/vocab.py): `chat_template` of tokenizer_config.json; else
+    chat_template.jinja with additional_chat_templates/*.jinja, as transformers 5 saves them; else chat_template.json.
+
+    settings  tokenizer_config.json
+    warn      told when the first two are both there and differ
+    raises    ConfigError  a template is not text, or two have one name
+              FormatError  a template is not UTF-8
+    """
+    config_file, json_file = folder / "tokenizer_config.json", folder / "chat_template.json"
+    stated, jinja = settings.get("chat_template"), folder / "chat_template.jinja"
+    beside = _from_jinja(jinja) if jinja.is_file() else None
+    if stated is not None:
+        if isinstance(stated, str) and beside is not None and beside[0][1] != stated:
+            warn(f"{config_file.name} and {jinja.name} hold different chat templates; the first is taken")
+        return _sorted_out(stated, config_file)
+    if beside is not None:
+        return _sorted_out([dict(name=name, template=text) for name, text in beside], jinja)
+    return _sorted_out(read_object(json_file).get("chat_template"), json_file)
+
+
+def turn_end(template: str, control_tokens: Iterable[str], eos: str | None) -> str | None:
+    """The control token with which a template ends a turn, or None.
+
+    Found without running the template, by this rule: after each mention of a message's content, the first control token
+    (or `eos_token`) before the next mention has a vote, unless it is one that opens the assistant's turn, as seen behind
+    `add_generation_prompt`.  The majority wins, of equals the last.
+
+    template        Jinja text
+    control_tokens  texts of the tokens that may end a turn
+    eos             text that the variable `eos_token` stands for
+    """
+    template = _COMMENT.sub("", template)
+    words = sorted({*control_tokens, _EOS_VARIABLE}, key=len, reverse=True)
+    token = re.compile("|".join(map(re.escape, words)))
+    openers = {text for prompt in _GENERATION_PROMPT.findall(template) for text in token.findall(prompt)}
+    votes: Counter[str] = Counter()
+    for segment in reversed(_CONTENT.split(template)[1:]):
+        found = token.search(segment)
+        text = eos if found and found[0] == _EOS_VARIABLE else found and found[0]
+        if text and text not in openers:
+            votes[text] += 1
+    return votes.most_common(1)[0][0] if votes else None
+
+
+def _from_jinja(main: Path) -> list[tuple[str, str]]:
+    others = sorted((main.parent / "additional_chat_templates").glob("*.jinja"))
+    return [("default", _text(main)), *((path.stem, _text(path)) for path in others)]
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise FormatError("is not UTF-8", file=path, offset=error.start) from None
+    except OSError as error:
+        raise InputError(f"cannot be read: {error.strerror}", file=path) from None
+
+
+def _sorted_out(value: Any, file: Path) -> Templates:
+    """value: a template, a list of {name, template}, or None."""
+    entries = value if isinstance(value, list) else [] if value is None else [dict(name="default", template=value)]
+    texts: dict[str, str] = {}
+    for entry in entries:
+        name, text = (entry.get("name"), entry.get("template")) if isinstance(entry, dict) else (None, None)
+        if not (isinstance(name, str) and name and isinstance(text, str)):
+            raise ConfigError("a chat template is not text", file=file, key="chat_template", found=shown(entry))
+        name = re.sub(r"[^a-zA-Z0-9]", "_", name)  # a part of a GGUF key, as llama.cpp's writer spells it
+        if name in texts:
+            raise ConfigError("two chat templates have one name", file=file, key="chat_template", found=shown(name))
+        texts[name] = text
+    default = texts.pop("default", None)
+    return Templates(default, texts)
