@@ -224,6 +224,8 @@ class AtomicFile:
         try:
             self.part_path.replace(self.path)
         except OSError as error:
+            with contextlib.suppress(OSError):  # here, since discard() leaves a closed file alone
+                self.part_path.unlink()
             raise _write_error(OutputError, "cannot be put in place", error, file=self.path) from error
         self._close()  # gives up the lock, so only after the part's name is gone
         _sync_folder(self.path.parent)
@@ -232,10 +234,11 @@ class AtomicFile:
         """Remove the part, unless it was published."""
         if self._fd < 0:
             return
-        if fcntl is None:
-            self._close()
         with contextlib.suppress(OSError):
-            self.part_path.unlink()
+            if _still_named(self._fd, self.part_path):
+                if fcntl is None:
+                    self._close()
+                self.part_path.unlink()
         self._close()
 
     def _close(self) -> None:

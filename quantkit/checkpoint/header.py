@@ -28,6 +28,11 @@ MAX_NAME_CHARS = 512  # errors print names; those of published models have some 
 _LENGTH_BYTES = 8
 _FIELDS = {"dtype", "shape", "data_offsets"}
 _FETCH_AGAIN = "fetch the file again: interrupted downloads leave such files"
+_OTHER_KINDS = {  # read as a length, each of these is beyond the limit
+    b"version ": "this is a Git LFS pointer: fetch the file itself with git lfs pull",
+    b"PK\3\4": "this is a PyTorch pickle: convert it with safetensors first",
+    b"GGUF": "this is a GGUF file already",
+}
 
 
 @dataclass(frozen=True)
@@ -100,11 +105,13 @@ def _header_bytes(file: InputFile) -> int:
     if file.size < _LENGTH_BYTES:
         expected = f"at least {_LENGTH_BYTES} bytes"
         raise FormatError("the file is cut", hint=_FETCH_AGAIN, file=file.path, expected=expected, found=file.size)
-    header_bytes = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+    start = file.read(_LENGTH_BYTES)
+    header_bytes = int.from_bytes(start, "little")
     if header_bytes > MAX_HEADER_BYTES:
+        kinds = (hint for magic, hint in _OTHER_KINDS.items() if start.startswith(magic))
         raise FormatError(
             "the header is longer than a safetensors file may have",
-            hint="this is another kind of file, or a damaged one",
+            hint=next(kinds, "this is another kind of file, or a damaged one"),
             file=file.path,
             offset=0,
             expected=f"at most {MAX_HEADER_BYTES} bytes",
@@ -131,7 +138,7 @@ def _tensor(name: str, entry: Any, file: Path, data_offset: int) -> TensorInfo:
         hint = f"supported: {', '.join(DTYPES)}; save the checkpoint as BF16, without quantization"
         raise UnsupportedError(f"dtype {shown(dtype_name)} is not supported", hint=hint, file=file, tensor=name)
     if not _are_counts(shape):
-        raise wrong("the shape is not a list of whole numbers", found=shown(shape))
+        raise wrong("the shape is not a list of counts", found=shown(shape))
     if 0 in shape:
         hint = "a ZeRO-3 checkpoint saved without gathering has such tensors: gather the weights, save again"
         raise TensorError("a tensor has no elements", hint=hint, file=file, tensor=name, found=shown(shape))
@@ -143,14 +150,14 @@ def _tensor(name: str, entry: Any, file: Path, data_offset: int) -> TensorInfo:
         raise wrong(
             "shape and data_offsets contradict each other",
             expected=f"{dtype} {shown(shape)}",
-            found=f"{shown(end - begin)} bytes",
+            found=f"{end - begin} bytes",
         )
     return TensorInfo(name, dtype, tuple(shape), file, data_offset + begin)
 
 
 def _are_counts(value: Any) -> bool:
-    """Whether value is a list of whole numbers >= 0; JSON's true is none."""
-    return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
+    """Whether value is a list of whole numbers of 64 bits without sign; JSON's true is none."""
+    return isinstance(value, list) and all(type(n) is int and 0 <= n < 2**64 for n in value)
 
 
 def _fills(shape: list[int], item_bytes: int, nbytes: int) -> bool:
@@ -170,11 +177,11 @@ def _check_contiguous(tensors: list[TensorInfo], data_offset: int, file: InputFi
         wrong = partial(FormatError, file=file.path, tensor=tensor.name)
         if tensor.offset != offset:
             kind = "overlaps another" if tensor.offset < offset else "leaves a hole before it"
-            raise wrong(f"a tensor {kind}", expected=f"data at {offset}", found=shown(tensor.offset))
+            raise wrong(f"a tensor {kind}", expected=f"data at {offset}", found=tensor.offset)
         offset += tensor.nbytes
         if offset > file.size:
             raise wrong(
-                "the file is cut inside a tensor", hint=_FETCH_AGAIN, expected=f"{shown(offset)} bytes", found=file.size
+                "the file is cut inside a tensor", hint=_FETCH_AGAIN, expected=f"{offset} bytes", found=file.size
             )
     if offset != file.size:
         raise FormatError("bytes follow the last tensor", file=file.path, offset=offset, found=file.size - offset)

@@ -50,6 +50,7 @@ def read_index(index: Path) -> dict[str, str]:
                 tensor=tensor,
                 found=shown(shard),
             )
+    for shard in sorted(set(weight_map.values())):
         if not is_file(index.parent / shard):
             hint = "fetch the checkpoint again, all of its files"
             raise FormatError("the index names a shard that is missing", hint=hint, file=index, found=shown(shard))

@@ -61,7 +61,7 @@ def parse_json(data: bytes | bytearray, *, file: Path, offset: int = 0) -> Any:
         if len(result) != len(pairs):
             twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
             hint = "remove one: readers disagree about which one counts"
-            raise FormatError("a key is given twice", hint=hint, file=file, key=shown(twice))
+            raise FormatError("a key is given twice", hint=hint, file=file, key=shown(twice)[1:-1])
         return result
 
     def finite(word: str) -> float:

@@ -134,7 +134,7 @@ def _legacy_tokens(added: Mapping[str, Any], named: set[str], file: Path) -> Ite
     """added_tokens.json, text to id, as transformers before 4.34 wrote it."""
     for text in added:
         special = text in named
-        yield _token(dict(content=text, special=special), file, require(added, text, int, file))
+        yield _token({"content": text, "special": special}, file, require(added, text, int, file))
 
 
 def _named(settings: Mapping[str, Any], file: Path) -> dict[str, AddedToken]:
@@ -142,6 +142,8 @@ def _named(settings: Mapping[str, Any], file: Path) -> dict[str, AddedToken]:
     roles = [f"{kind}_token" for kind in KINDS]
     others = [key for key, value in settings.items() if key.endswith("_token") and key not in roles and _is_text(value)]
     extra = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
+    if not isinstance(extra, list | dict):
+        raise ConfigError("is no list", file=file, key="extra_special_tokens", expected="a list", found=shown(extra))
     entries = [*(settings.get(key) for key in roles + others), *(extra.values() if isinstance(extra, dict) else extra)]
     result: dict[str, AddedToken] = {}
     for token in (_named_token(entry, file) for entry in entries if entry):
@@ -151,10 +153,10 @@ def _named(settings: Mapping[str, Any], file: Path) -> dict[str, AddedToken]:
 
 def _named_token(entry: Any, file: Path) -> AddedToken:
     if isinstance(entry, str):
-        entry = dict(content=entry)
+        entry = {"content": entry}
     if not isinstance(entry, dict):
         raise ConfigError("a special token is no text", file=file, found=shown(entry))
-    return _token(dict(entry) | dict(special=True), file, None)
+    return _token(dict(entry) | {"special": True}, file, None)
 
 
 def _is_text(value: Any) -> bool:

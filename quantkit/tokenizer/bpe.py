@@ -132,7 +132,7 @@ def _refuse_other_kinds(document: Mapping[str, Any], model: Mapping[str, Any], f
     if kind != "BPE":
         raise UnsupportedError("an unknown kind of vocabulary", file=file, key="model", found=shown(kind), hint=_HINT)
     normalizer = document.get("normalizer")
-    if normalizer not in (None, dict(type="Sequence", normalizers=[])):
+    if normalizer not in (None, {"type": "Sequence", "normalizers": []}):
         raise UnsupportedError(
             "llama.cpp does not normalize text before byte-level BPE",
             file=file,

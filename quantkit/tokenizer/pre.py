@@ -1,8 +1,8 @@
 """Which of llama.cpp's pre-tokenizers a `pre_tokenizer` of tokenizer.json is.
 
 llama.cpp's converter hashes the ids of one test sentence and looks in a list of hashes, so it no longer recognises a
-fine-tune that touched the vocabulary.  Here the pattern itself is compared: it is put into a canonical form, whose words
-are also what a refusal shows, and looked up in a table.
+fine-tune that touched the vocabulary.  Here the pattern itself is compared: it is put into a canonical form, whose
+words are also what a refusal shows, and looked up in a table.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CL100K = (
 
 # These (behavior, invert) all leave one piece for each match of a pattern that matches everything, as those above do:
 # the text between matches, which they treat differently, is empty.
-_ISOLATING = {("Removed", True), ("Isolated", False), ("Isolated", True)}
+_ISOLATING = (("Removed", True), ("Isolated", False), ("Isolated", True))
 
 _KNOWN = {
     (f"split by {CL100K}", "bytes"): "dbrx",
@@ -59,11 +59,11 @@ def _steps(part: Any, file: Path) -> Iterator[str]:
     """The canonical form: a phrase for each thing done to the text, sequences flattened, idle settings left out."""
     if part is None:
         return
-    kind = part.get("type") if isinstance(part, dict) else None
-    if kind not in _READERS:
+    kind = require(part, "type", str, file) if isinstance(part, dict) else ""
+    if kind in _READERS:
+        yield from _READERS[kind](part, file)
+    else:
         yield shown(part)
-        return
-    yield from _READERS[kind](part, file)
 
 
 def _sequence(part: Mapping[str, Any], file: Path) -> Iterator[str]:
@@ -83,9 +83,9 @@ def _digits(part: Mapping[str, Any], file: Path) -> Iterator[str]:
 
 
 def _byte_level(part: Mapping[str, Any], file: Path) -> Iterator[str]:
-    if part.get("add_prefix_space", True):
+    if part.get("add_prefix_space") is not False:
         yield "a space in front"
-    if part.get("use_regex", True):
+    if part.get("use_regex") is not False:
         yield "GPT-2's words"
     yield "bytes"
 

@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from quantkit.checkpoint.config import require
 from quantkit.checkpoint.json_file import shown
 from quantkit.errors import ConfigError, UnsupportedError, VocabularyError
 from quantkit.tokenizer.added import KINDS, AddedToken
 from quantkit.tokenizer.vocabulary import FLAG_KEYS, ROLE_KEYS, TokenType
 
 # A token for padding, best first: the one that Phi-4's later files name, one that is called so, one that was kept free.
-_PADDING = (r"<\|dummy_87\|>", r"(?i)<\|?pad(_token)?\|?>|\[pad\]", r"(?i).*(dummy|reserved|unused).*")
+_PADDING = (r"<\|dummy_85\|>", r"(?i)<\|?pad(_token)?\|?>|\[pad\]", r"(?i).*(dummy|reserved|unused).*")
 
 
 def resolve(
@@ -26,8 +27,8 @@ def resolve(
 ) -> tuple[dict[str, int], dict[str, bool]]:
     """Special ids by role and flags by role, found and ordered as llama.cpp's converter does (gguf-py/gguf/vocab.py).
 
-    A role is a text in tokenizer_config.json that tokenizer.json adds as a token, else an id in config.json; a list there
-    is passed over.  Flags come from the post-processor, else from tokenizer_config.json.
+    A role is a text in tokenizer_config.json that tokenizer.json adds as a token, else an id in config.json; a list
+    there is passed over.  Flags come from the post-processor, else from tokenizer_config.json.
 
     document  tokenizer.json
     settings  tokenizer_config.json
@@ -70,10 +71,10 @@ def reconcile(
 ) -> dict[str, int]:
     """The special ids with eot, after comparing eos and pad with the token that ends a turn.
 
-    They disagree where eos is not that token, or pad is eos.  The first makes runtimes that stop at eos alone run on; the
-    second makes training, which masks pad, ignore eos.  The repair sets eos to the token that ends a turn, and pad, where
-    it was eos or now is, to a control token that nothing else uses: `<|dummy_87|>`, as in Phi-4's later files, else one
-    called pad, else the highest one called dummy, reserved or unused, else pad stays.  bos always stays.
+    They disagree where eos is not that token, or pad is eos.  The first makes runtimes that stop at eos alone run on;
+    the second makes training, which masks pad, ignore eos.  The repair sets eos to the token that ends a turn, and pad,
+    where it was eos or now is, to a control token that nothing else uses: `<|dummy_85|>`, as in Phi-4's later files,
+    else one called pad, else the highest one called dummy, reserved or unused, else pad stays.  bos always stays.
 
     ids       by role, as the source has them
     eot       the token with which the template ends a turn, or None
@@ -132,9 +133,10 @@ def _processors(post_processor: Any, file: Path) -> list[dict[str, Any]]:
     if post_processor is None:
         return []
     many = isinstance(post_processor, dict) and post_processor.get("type") == "Sequence"
-    parts = post_processor.get("processors") if many else [post_processor]
-    for part in parts if isinstance(parts, list) else [parts]:
-        if not isinstance(part, dict) or part.get("type") not in _PROCESSORS:
+    parts = require(post_processor, "processors", list, file) if many else [post_processor]
+    for part in parts:
+        kind = require(part, "type", str, file) if isinstance(part, dict) else ""
+        if kind not in _PROCESSORS:
             raise UnsupportedError(
                 "an unknown kind of post-processor",
                 file=file,
@@ -142,7 +144,7 @@ def _processors(post_processor: Any, file: Path) -> list[dict[str, Any]]:
                 found=shown(part),
                 hint=f"known: {', '.join(_PROCESSORS)}",
             )
-    return list(parts)
+    return parts
 
 
 def _byte_level(processor: Mapping[str, Any], texts: dict[str, Any], flags: dict[str, bool]) -> None:
@@ -155,7 +157,7 @@ def _template_processing(processor: Mapping[str, Any], texts: dict[str, Any], fl
 
     A last token that is not eos becomes eos, and what was eos becomes eot.
     """
-    single, pair = ([_Piece(item) for item in processor.get(key) or []] for key in ("single", "pair"))
+    single, pair = ([_Piece(item) for item in _list(processor.get(key))] for key in ("single", "pair"))
     first = single[0].special if len(single) > 1 else None
     last = single[-1].special if len(single) > 1 else None
     if first:
@@ -177,6 +179,10 @@ def _template_processing(processor: Mapping[str, Any], texts: dict[str, Any], fl
         flags["sep"] = (separators[0] is not None and after_first) or after_second
         if flags["sep"]:
             texts["sep"] = texts["sep"] or texts["eos"]
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 class _Piece:

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ from quantkit.checkpoint.json_file import shown
 from quantkit.errors import ConfigError, FormatError, InputError
 from quantkit.tokenizer.files import read_object
 
-_COMMENT = re.compile(r"\{#.*?#\}", re.DOTALL)
+# All of these run in linear time on any text: no two adjacent repetitions match the same character.
 _CONTENT = re.compile(r"""\[\s*['"]content['"]\s*\]|\.content\b""")
-_GENERATION_PROMPT = re.compile(r"\badd_generation_prompt\b.*?%\}(.*?)(?=\{%-?\s*(?:endif|else|elif)\b|\Z)", re.DOTALL)
+_ROLE_TEST = re.compile(r"""\brole[\s'"\])]*==\s*['"](\w+)['"]""")
+_ROLE_BRANCH = re.compile(r"\{%[-+]?\s*(?:el)?if\b[^%]*\brole\b")
+_OPEN_CONDITION = re.compile(r"\{%[-+]?\s*(?:el)?if\b[^%]*\Z")
+_BRANCH_END = re.compile(r"\{%[-+]?\s*(?:endif|else|elif)\b")
 _EOS_VARIABLE = "eos_token"
 
 
@@ -46,32 +50,40 @@ def read(folder: Path, settings: Mapping[str, Any], warn: Callable[[str], None])
             warn(f"{config_file.name} and {jinja.name} hold different chat templates; the first is taken")
         return _sorted_out(stated, config_file)
     if beside is not None:
-        return _sorted_out([dict(name=name, template=text) for name, text in beside], jinja)
+        return _sorted_out([{"name": name, "template": text} for name, text in beside], jinja)
     return _sorted_out(read_object(json_file).get("chat_template"), json_file)
 
 
 def turn_end(template: str, control_tokens: Iterable[str], eos: str | None) -> str | None:
     """The control token with which a template ends a turn, or None.
 
-    Found without running the template, by this rule: after each mention of a message's content, the first control token
-    (or `eos_token`) before the next mention has a vote, unless it is one that opens the assistant's turn, as seen behind
-    `add_generation_prompt`.  The majority wins, of equals the last.
+    Found without running the template, by this rule: wherever a message's content is put out, the first control token
+    (or `eos_token`) behind it has a vote, if it stands before the next such place and the next role's branch, and does
+    not open the assistant's turn, as seen behind `add_generation_prompt`.  Where there is a branch for the assistant,
+    only places in it count.  The majority wins.
 
     template        Jinja text
     control_tokens  texts of the tokens that may end a turn
     eos             text that the variable `eos_token` stands for
     """
-    template = _COMMENT.sub("", template)
     words = sorted({*control_tokens, _EOS_VARIABLE}, key=len, reverse=True)
     token = re.compile("|".join(map(re.escape, words)))
-    openers = {text for prompt in _GENERATION_PROMPT.findall(template) for text in token.findall(prompt)}
-    votes: Counter[str] = Counter()
-    for segment in reversed(_CONTENT.split(template)[1:]):
-        found = token.search(segment)
+    start, *commented = template.split("{#")
+    template = start + "".join(part.partition("#}")[2] for part in commented)
+    prompts = (part.partition("%}")[2] for part in template.split("add_generation_prompt")[1:])
+    openers = {text for prompt in prompts for text in token.findall(_BRANCH_END.split(prompt, maxsplit=1)[0])}
+
+    votes: dict[bool, list[str | None]] = {True: [], False: []}
+    role = ""
+    for before, after in pairwise(_CONTENT.split(template)):
+        role = [role, *_ROLE_TEST.findall(before)][-1]
+        if _OPEN_CONDITION.search(before):
+            continue
+        found = token.search(_ROLE_BRANCH.split(after, maxsplit=1)[0])
         text = eos if found and found[0] == _EOS_VARIABLE else found and found[0]
-        if text and text not in openers:
-            votes[text] += 1
-    return votes.most_common(1)[0][0] if votes else None
+        votes[role == "assistant"].append(text if text not in openers else None)
+    valid = Counter(filter(None, votes[True] or votes[False]))
+    return valid.most_common(1)[0][0] if valid else None
 
 
 def _from_jinja(main: Path) -> list[tuple[str, str]]:
@@ -90,7 +102,7 @@ def _text(path: Path) -> str:
 
 def _sorted_out(value: Any, file: Path) -> Templates:
     """value: a template, a list of {name, template}, or None."""
-    entries = value if isinstance(value, list) else [] if value is None else [dict(name="default", template=value)]
+    entries = value if isinstance(value, list) else [] if value is None else [{"name": "default", "template": value}]
     texts: dict[str, str] = {}
     for entry in entries:
         name, text = (entry.get("name"), entry.get("template")) if isinstance(entry, dict) else (None, None)

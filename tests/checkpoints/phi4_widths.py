@@ -1,8 +1,8 @@
 """Write a checkpoint with Phi-4's widths, vocabulary and file layout, few layers and random weights.
 
-For speed, memory and the vocabulary; it says nothing about quality.  Weights are Gaussian with standard deviation 0.02,
-as a fresh network's.  The vocabulary is the real cl100k_base of the package bpe-openai (MIT) with Phi-4's special tokens
-on ids 100256 to 100351.  --tiny keeps the whole vocabulary on a network of hidden size 256 with one layer.
+For speed, memory and the vocabulary; it says nothing about quality.  Weights are Gaussian with standard deviation
+0.02, as a fresh network's.  The vocabulary is the real cl100k_base of the package bpe-openai (MIT) with Phi-4's special
+tokens on ids 100256 to 100351.  --tiny keeps the whole vocabulary on a network of hidden size 256 with one layer.
 """
 
 from __future__ import annotations
@@ -111,8 +111,8 @@ def _shards(network: Network, seed: int) -> Iterator[dict[str, Bf16]]:
     yield random({"lm_head.weight": (VOCAB_SIZE, hidden)}) | {"model.norm.weight": ones}
 
 
-# The Gaussian as 65536 equally likely values: 16 raw bits of the generator choose one.  NumPy's own Gaussian takes a libm
-# call and a retry now and then, which another machine may decide differently; this is exact, and several times faster.
+# The Gaussian as 65536 equally likely values: 16 raw bits of the generator choose one.  NumPy's own Gaussian calls libm
+# and retries now and then, which another machine may decide differently; this is exact, and several times faster.
 # Rounded to BF16 the body keeps its shape; the tails end at 4.3 deviations.
 _NORMAL = NormalDist(0, 0.02)
 _QUANTILES = to_bf16(np.array([_NORMAL.inv_cdf((n + 0.5) / 65536) for n in range(65536)], dtype=np.float32))

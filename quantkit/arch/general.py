@@ -1,0 +1,42 @@
+"""The `general.*` fields: names, licence, base models, as llama.cpp's converter derives them.
+
+Its own heuristics run, from the `gguf` package: folder name, config.json and the model card's front matter.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gguf
+
+from quantkit.errors import FormatError
+from quantkit.gguf_io import Field, Kind
+
+
+def general_fields(folder: Path, architecture: str, n_weights: int, name: str | None = None) -> list[Field]:
+    """The fields before the network's own.
+
+    folder     the checkpoint
+    n_weights  all of them, for the size label ("15B")
+    name       general.name, in place of the one derived
+    raises     FormatError  the model card's front matter cannot be read
+    """
+    try:
+        metadata = gguf.Metadata.load(None, folder, name, n_weights)
+    except Exception as error:  # YAML, encoding or shape: whatever the model card's author did
+        raise FormatError(f"the model card cannot be read: {error}", file=folder / "README.md") from error
+    if metadata.name is None:
+        metadata.name = folder.name
+    if metadata.size_label is None:
+        metadata.size_label = gguf.size_label(n_weights, 0, 0, 0)
+    recorder = gguf.GGUFWriter(None, architecture)
+    recorder.add_type(gguf.GGUFType.MODEL)
+    metadata.set_gguf_meta_model(recorder)
+    return [_field(key, value) for key, value in recorder.kv_data[0].items()]
+
+
+def _field(key: str, value: gguf.GGUFValue) -> Field:
+    if value.type is not gguf.GGUFValueType.ARRAY:
+        return Field(key, Kind(value.type), value.value)
+    item_kind = value.sub_type or gguf.GGUFValueType.get_type(value.value[0])
+    return Field(key, Kind.ARRAY, list(value.value), Kind(item_kind))

@@ -1,0 +1,98 @@
+"""Pre-tokenizers: what is recognised, that forms called equal split equally, what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, models
+
+from quantkit.errors import ConfigError, UnsupportedError
+from quantkit.tokenizer.pre import CL100K, recognise
+
+FILE = Path("tokenizer.json")
+
+
+def sequence(*steps: Any) -> dict[str, Any]:
+    return {"type": "Sequence", "pretokenizers": [*steps]}
+
+
+def split(behavior: str, invert: bool, regex: str = CL100K) -> dict[str, Any]:
+    return {"type": "Split", "pattern": {"Regex": regex}, "behavior": behavior, "invert": invert}
+
+
+def to_bytes(prefix: bool = False, trim: bool = True, regex: bool = False) -> dict[str, Any]:
+    return {"type": "ByteLevel", "add_prefix_space": prefix, "trim_offsets": trim, "use_regex": regex}
+
+
+DIGITS = {"type": "Digits", "individual_digits": True}
+
+DBRX = {
+    "as Phi-4 has it": sequence(split("Removed", True), to_bytes()),
+    "isolated": sequence(split("Isolated", False), to_bytes()),
+    "isolated, inverted": sequence(split("Isolated", True), to_bytes()),
+    "other offsets": sequence(split("Removed", True), to_bytes(trim=False)),
+    "nested": sequence(sequence(split("Removed", True)), sequence(to_bytes())),
+}
+SMOLLM = {
+    "as SmolLM2 has it": sequence(DIGITS, to_bytes(regex=True)),
+    "regex by default": sequence(DIGITS, {"type": "ByteLevel", "add_prefix_space": False}),
+}
+UNKNOWN = {
+    "nothing": (None, "no splitting"),
+    "GPT-2": (to_bytes(regex=True), "GPT-2's words, then bytes"),
+    "a space in front": (sequence(split("Removed", True), to_bytes(prefix=True)), "a space in front"),
+    "a space in front by default": (sequence(split("Removed", True), {"type": "ByteLevel"}), "a space in front"),
+    "both regexes": (sequence(split("Removed", True), to_bytes(regex=True)), "GPT-2's words"),
+    "another pattern": (sequence(split("Removed", True, r"\s+"), to_bytes()), r"split by \s+"),
+    "matches removed": (sequence(split("Removed", False), to_bytes()), "Removed"),
+    "merged": (sequence(split("MergedWithNext", False), to_bytes()), "MergedWithNext"),
+    "string pattern": (
+        sequence({"type": "Split", "pattern": {"String": "x"}, "behavior": "Removed", "invert": True}, to_bytes()),
+        "String",
+    ),
+    "digit groups": (sequence({"type": "Digits", "individual_digits": False}, to_bytes(regex=True)), "digits apart"),
+    "another order": (sequence(to_bytes(), split("Removed", True)), "bytes, then split by"),
+    "another kind": (sequence({"type": "Whitespace"}), "Whitespace"),
+    "no object": ([1], "[1]"),
+}
+
+
+@pytest.mark.parametrize("name", DBRX)
+def test_dbrx(name: str) -> None:
+    assert recognise(DBRX[name], FILE) == "dbrx"
+
+
+@pytest.mark.parametrize("name", SMOLLM)
+def test_smollm(name: str) -> None:
+    assert recognise(SMOLLM[name], FILE) == "smollm"
+
+
+@pytest.mark.parametrize("forms", [DBRX, SMOLLM], ids=["dbrx", "smollm"])
+def test_forms_with_one_name_split_alike(forms: dict[str, Any]) -> None:
+    texts = [topics[key] for key in sorted(topics)[:10]] + ["I'LL  it's 12345\r\n\r\n\t x\u00a0é日本\u200d🚀 \n", " ", ""]
+    pieces = [[[piece for piece, _ in tool.pre_tokenize_str(text)] for text in texts] for tool in map(built, forms.values())]
+    assert all(found == pieces[0] for found in pieces)
+
+
+def built(pre_tokenizer: Any) -> Any:
+    """The library's own pre-tokenizer from its JSON."""
+    whole = json.loads(Tokenizer(models.BPE()).to_str()) | {"pre_tokenizer": pre_tokenizer}
+    return Tokenizer.from_str(json.dumps(whole)).pre_tokenizer
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_others_are_refused_and_shown(name: str) -> None:
+    pre_tokenizer, words = UNKNOWN[name]
+    with pytest.raises(UnsupportedError) as caught:
+        recognise(pre_tokenizer, FILE)
+    assert words in caught.value.details["found"]
+    assert "dbrx" in str(caught.value.hint) and "smollm" in str(caught.value.hint)
+
+
+def test_a_part_without_its_key_is_refused() -> None:
+    with pytest.raises(ConfigError, match="pretokenizers"):
+        recognise({"type": "Sequence"}, FILE)
