@@ -27,7 +27,8 @@ static inline lane_i code_of(lane_f x, lane_f inverse, lane_f origin, int max_co
  *     scale = (sum w * sum w l x - sum w x * sum w l) / D,  -minimum = (sum w l^2 * sum w x - sum w l * sum w l x) / D,
  *     D = sum w * sum w l^2 - (sum w l)^2,
  * with minimum held at >= 0. The running best minimum is what codes count from and what the candidates' range ends at:
- * each better candidate moves it for those that follow. A run of equal values has inverse = infinity, so codes 0 (nearest(NaN)) and scale 0. */
+ * each better candidate moves it for those that follow. A run of equal values has inverse = infinity, so codes 0
+ * (nearest(NaN)) and scale 0. */
 static inline scale_min_fit fit_scale_min(const lane_f *x, const lane_f *w, int n, int max_code,
                                           scale_min_search search) {
     const lane_f zero = splat(0);
@@ -104,7 +105,8 @@ static inline void scale_sums(const lane_f *x, const lane_f *w, int n, int half,
 }
 
 /* Minimise sum_i w_i (scale * code_i - x_i)^2, which for given codes means scale = sum_lx / sum_l2 and the largest
- * sum_lx^2 / sum_l2, over the inverse scales -(half + k / 10) / (value of largest magnitude), k = 0, then -9..-1, 1..9. */
+ * sum_lx^2 / sum_l2, over the inverse scales -(half + k / 10) / (value of largest magnitude), k = 0, then -9..-1, 1..9.
+ */
 static inline scale_fit fit_scale(const lane_f *x, const lane_f *w, int n, int half) {
     const lane_f zero = splat(0);
     lane_f largest = zero, peak = zero;

@@ -155,6 +155,7 @@ static inline void store_code_runs(uint8_t *runs, int n, const lane_i *a) {
     int32_t four[LANES];
     for (int i = 0; i < n; i += 4) {
         store_i(four, a[i] | a[i + 1] << 8 | a[i + 2] << 16 | a[i + 3] << 24);
-        for (int j = 0; j < LANES; j++) memcpy(runs + j * n + i, &four[j], 4); /* the lowest byte first: little endian */
+        for (int j = 0; j < LANES; j++)
+            memcpy(runs + j * n + i, &four[j], 4); /* the lowest byte first: little endian */
     }
 }

@@ -57,7 +57,8 @@ static inline uint16_t six_bits(const float *values, uint8_t *codes) {
     return f16_from_f32(largest / 63.0f);
 }
 
-/* Write the first 16 bytes of a block for its 8 fitted scales and minima, and put in their place what they decode to. */
+/* Write the first 16 bytes of a block for its 8 fitted scales and minima, and put in their place what they decode to.
+ */
 static inline void pack_scales(float *scale, float *min, uint8_t *out) {
     uint8_t scale_code[RUNS], min_code[RUNS];
     put_u16(out, six_bits(scale, scale_code));

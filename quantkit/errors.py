@@ -1,7 +1,8 @@
 """Every way quantkit refuses or fails, and the exit code each one ends a command with.
 
 An error names what a reader needs to act: the file, the tensor or key, the byte offset, what was expected, what was
-found, and a hint.  Foreign exceptions become one of these in the module that meets the outside; `assert` is for our bugs.
+found, and a hint.  Foreign exceptions become one of these in the module that meets the outside; `assert` is for our
+bugs.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ class QuantkitError(Exception):
     ) -> None:
         self.message = message
         self.hint = hint
-        places = dict(file=file, tensor=tensor, key=key, offset=offset, row=row, column=column)
-        facts = dict(expected=expected, found=found)
+        places = {"file": file, "tensor": tensor, "key": key, "offset": offset, "row": row, "column": column}
+        facts = {"expected": expected, "found": found}
         self.details = {name: value for name, value in (places | facts).items() if value is not None}
         super().__init__(self.describe())
 

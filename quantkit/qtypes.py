@@ -51,9 +51,9 @@ class QType:
         return self.name
 
 
-# max_abs.  F32: every finite value.  F16, BF16: the last float32 that rounds to a finite value.  Block types: F16's maximum
-# times the largest multiplier the format puts on its F16 scale (Q8_0: code 127; Q4_K, Q5_K: 6-bit minimum 63; Q6_K: 8-bit scale
-# 128 x code 32), halved where a search may choose a scale beyond the plain one.
+# max_abs.  F32: every finite value.  F16, BF16: the last float32 that rounds to a finite value.  Block types: F16's
+# maximum times the largest multiplier the format puts on its F16 scale (Q8_0: code 127; Q4_K, Q5_K: 6-bit minimum 63;
+# Q6_K: 8-bit scale 128 x code 32), halved where a search may choose a scale beyond the plain one.
 F32 = QType("F32", 0, 1, 4, float.fromhex("0x1.fffffep127"))
 F16 = QType("F16", 1, 1, 2, float.fromhex("0x1.ffdffep15"))
 Q8_0 = QType("Q8_0", 8, 32, 34, 127 * F16_MAX)

