@@ -38,10 +38,10 @@ static PyObject *encode(PyObject *self, PyObject *args) {
     if (sizes_fit(type, n_rows, n_columns, &rows, &blocks)) {
         qk_status status;
         int64_t unfit = -1;
-        Py_BEGIN_ALLOW_THREADS status =
-            qk_encode((qk_type)type, rows.buf, n_rows, n_columns, limit, blocks.buf, &unfit);
-        Py_END_ALLOW_THREADS result =
-            status == QK_OK || status == QK_UNFIT ? PyLong_FromLongLong(unfit) : refuse(status);
+        Py_BEGIN_ALLOW_THREADS
+        status = qk_encode((qk_type)type, rows.buf, n_rows, n_columns, limit, blocks.buf, &unfit);
+        Py_END_ALLOW_THREADS
+        result = status == QK_OK || status == QK_UNFIT ? PyLong_FromLongLong(unfit) : refuse(status);
     }
     PyBuffer_Release(&rows);
     PyBuffer_Release(&blocks);
@@ -57,8 +57,10 @@ static PyObject *decode(PyObject *self, PyObject *args) {
     PyObject *result = NULL;
     if (sizes_fit(type, n_rows, n_columns, &rows, &blocks)) {
         qk_status status;
-        Py_BEGIN_ALLOW_THREADS status = qk_decode((qk_type)type, blocks.buf, n_rows, n_columns, rows.buf);
-        Py_END_ALLOW_THREADS result = status == QK_OK ? Py_NewRef(Py_None) : refuse(status);
+        Py_BEGIN_ALLOW_THREADS
+        status = qk_decode((qk_type)type, blocks.buf, n_rows, n_columns, rows.buf);
+        Py_END_ALLOW_THREADS
+        result = status == QK_OK ? Py_NewRef(Py_None) : refuse(status);
     }
     PyBuffer_Release(&rows);
     PyBuffer_Release(&blocks);

@@ -74,8 +74,8 @@ def fit_scale_min(x: F32Array, w: F32Array, max_code: int, first: float, step: f
         wl = w * codes
         sum_l, sum_l2, sum_xl = ordered_sum(wl), ordered_sum(wl * codes), ordered_sum(wl * x)
         det = sum_w * sum_l2 - sum_l * sum_l
-        scale = (sum_w * sum_xl - sum_x * sum_l) / det
-        minimum: F32Array = (sum_l2 * sum_x - sum_l * sum_xl) / det
+        scale = np.divide(sum_w * sum_xl - sum_x * sum_l, det)
+        minimum: F32Array = np.divide(sum_l2 * sum_x - sum_l * sum_xl, det)
         positive = minimum > 0
         scale = np.where(positive, sum_xl / sum_l2, scale)
         minimum = np.where(positive, f32(0), minimum)
