@@ -40,6 +40,12 @@ _PART_FLAGS = os.O_RDWR | os.O_CREAT | _ALWAYS | getattr(os, "O_NONBLOCK", 0) | 
 _NOT_OFFERED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOTTY}
 
 
+def _as_bytes(data: bytes | bytearray | memoryview) -> memoryview:
+    """A view of data byte by byte: of a matrix, len() and slices would count rows."""
+    view = memoryview(data)
+    return view.cast("B") if view.nbytes else memoryview(b"")  # a view with a 0 in its shape cannot be cast
+
+
 # ---- reading
 
 
@@ -86,11 +92,12 @@ _pread: Callable[[int, memoryview, int], int] = _pread_vector if hasattr(os, "pr
 def pread_into(fd: int, out: memoryview, offset: int, *, file: PathLike | None = None) -> None:
     """Fill out with the bytes at offset; safe to call from many threads on one descriptor.
 
-    out     writable bytes, contiguous; filled to its end, over as many system calls as that takes (a call that a signal
+    out     writable, C order, any shape; filled to its end, over as many system calls as that takes (a call that a signal
             interrupts is repeated by Python, PEP 475)
     file    the name to put into an error
     raises  DiskError  the read fails, or the file ends first
     """
+    out = _as_bytes(out)
     done = 0
     while done < len(out):
         try:
@@ -172,12 +179,12 @@ _pwrite: Callable[[int, memoryview, int], int] = getattr(os, "pwrite", _pwrite_s
 def pwrite_all(fd: int, data: bytes | bytearray | memoryview, offset: int, *, file: PathLike | None = None) -> None:
     """Write all of data at offset; safe to call from many threads on one descriptor.
 
-    data    contiguous bytes
+    data    C order, any shape
     file    the name to put into an error
     raises  DiskError  the disk is full, a limit is reached, or the write fails
     """
-    rest = memoryview(data)
-    while len(rest):
+    rest = _as_bytes(data)
+    while rest:
         try:
             n = _pwrite(fd, rest[:_MAX_CALL_BYTES], offset)
         except OSError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import random
 import subprocess
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from quantkit import osio
@@ -103,8 +105,10 @@ def test_what_cannot_be_opened(name: str, file: Path) -> None:
     """The FIFO has no writer: opening it must not wait for one."""
     (file.parent / "folder").mkdir()
     os.mkfifo(file.parent / "fifo")
+    descriptors = sorted(Path("/dev/fd").iterdir())
     with pytest.raises(InputError) as caught:
         InputFile(file.parent / name)
+    assert sorted(Path("/dev/fd").iterdir()) == descriptors
     assert caught.value.exit_code == 65
     assert caught.value.details["file"] == file.parent / name
 
@@ -144,6 +148,20 @@ def test_write_in_pieces(name: str, most: int, tmp_path: Path, monkeypatch: pyte
         out.write(bytearray(CONTENT[:3000]), 0)
         out.publish()
     assert (tmp_path / "out").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("shape", [(5,), (5, 4), (2, 5, 2), (0, 5)])
+def test_views_of_any_shape(shape: tuple[int, ...], tmp_path: Path) -> None:
+    """len() of a matrix counts rows, and its items need not be bytes."""
+    words = np.arange(math.prod(shape), dtype=np.uint32).reshape(shape)
+    with AtomicFile(tmp_path / "out") as out:
+        out.write(words.data, 8)
+        out.publish()
+    assert (tmp_path / "out").read_bytes()[8:] == words.tobytes()
+    back = np.empty(shape, np.uint32)
+    with InputFile(tmp_path / "out") as file:
+        file.read_into(back.data, 8)
+    assert back.tobytes() == words.tobytes()
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has /dev/full")

@@ -67,8 +67,7 @@ class Checkpoint:
             raise ShapeError("the rows do not fill the array", tensor=tensor.name, expected=expected, found=view.nbytes)
         if tensor.file not in self._files:
             raise UsageError("the checkpoint is closed", file=self.path, tensor=tensor.name)
-        if nbytes:  # a view of no bytes cannot be cast
-            self._files[tensor.file].read_into(view.cast("B"), tensor.offset + start * tensor.row_bytes)
+        self._files[tensor.file].read_into(view, tensor.offset + start * tensor.row_bytes)
 
     def close(self) -> None:
         """Close the files; no thread may be reading. Closing twice is allowed."""

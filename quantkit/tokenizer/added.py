@@ -100,7 +100,7 @@ def number(tokens: list[AddedToken], base: Mapping[str, int]) -> dict[int, Added
     next_id = len(base)
     for token in tokens:
         token_id = base.get(token.text, next_id)
-        next_id = max(next_id, token_id + 1)
+        next_id += token.text not in base
         if token.stated_id not in (None, token_id):
             raise VocabularyError(
                 "an added token does not have the id its file states",

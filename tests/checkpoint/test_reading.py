@@ -88,6 +88,18 @@ def test_shards(checkpoint: Checkpoint, folder: Path) -> None:
         assert found == {name: data for name, (_, _, data) in as_library_reads(shard).items()}
 
 
+def test_header_in_another_order_than_the_data(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    entries = {
+        name: {"dtype": "F16", "shape": [2], "data_offsets": at} for name, at in {"b": [4, 8], "a": [0, 4]}.items()
+    }
+    header = json.dumps(entries).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"aaaabbbb")
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert list(checkpoint.tensors) == ["a", "b"]
+        assert rows(checkpoint, checkpoint.tensors["b"], 0, 1) == b"bbbb"
+
+
 def test_sizes() -> None:
     def sizes(dtype: QType, shape: tuple[int, ...]) -> tuple[int, int, int]:
         tensor = TensorInfo("w", dtype, shape, Path("f"), 0)
@@ -105,6 +117,10 @@ def test_every_range_of_rows(checkpoint: Checkpoint) -> None:
     for start in range(8):
         for stop in range(start, 8):
             assert rows(checkpoint, tensor, start, stop) == data[start * 10 : stop * 10]
+
+
+def test_no_rows(checkpoint: Checkpoint) -> None:
+    checkpoint.read_rows(checkpoint.tensors["matrix"], 7, 7, np.empty((0, 10), np.uint8))
 
 
 def test_out_of_any_shape_is_filled_and_nothing_else(checkpoint: Checkpoint) -> None:

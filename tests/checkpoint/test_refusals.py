@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,7 +117,7 @@ BAD_FILES = [
     Bad("shape too large", one(shape=[2, 3]), FormatError, "expected F32 [2, 3], found 16 bytes", "w"),
     Bad("shape too small", one(shape=[2, 1]), FormatError, "expected F32 [2, 1], found 16 bytes", "w"),
     Bad("shape that wraps to 16 bytes", one(shape=[2**62 + 1, 4]), FormatError, "contradict", "w"),
-    Bad("shape of a million huge numbers", one(shape=[10**18] * 50_000), FormatError, "contradict", "w"),
+    Bad("shape of 500,000 huge numbers", one(shape=[10**18] * 500_000), FormatError, "contradict", "w"),
     Bad("dtype half as wide", one(dtype="F16"), FormatError, "expected F16 [2, 2], found 16 bytes", "w"),
     Bad("no elements", packed({"w": entry(shape=[0], offsets=[0, 0])}, b""), TensorError, "no elements", "w"),
     Bad(
@@ -172,8 +173,10 @@ def write(folder: Path, files: dict[str, bytes]) -> None:
 
 def refused(folder: Path) -> QuantkitError:
     """The error with which folder is refused, after the checks that every refusal stands."""
+    start = time.process_time()
     with pytest.raises(QuantkitError) as caught:
         open_checkpoint(folder)
+    assert time.process_time() - start < 5
     error = caught.value
     assert str(error).isprintable()
     assert len(str(error)) < 2000

@@ -22,6 +22,10 @@ class Maker:
         self.folder = folder
         self.warnings: list[str] = []
 
+    def told(self, error: Exception) -> str:
+        """What an error says, without the folder, whose name comes from the test's."""
+        return str(error).replace(str(self.folder), "")
+
     @staticmethod
     def token(token_id: int, text: str, *, special: bool = True, normalized: bool = False) -> dict[str, Any]:
         """An entry of `added_tokens`."""
@@ -29,7 +33,7 @@ class Maker:
         return {"id": token_id, "content": text, **flags}
 
     def document(self, *tokens: dict[str, Any], **changes: Any) -> dict[str, Any]:
-        """A tokenizer.json: bytes 0-255, "he" 256, "hel" 257, the bytes of U+FFFD 259, <|endoftext|> 260, <|im_end|> 261.
+        """A tokenizer.json: bytes 0-255, "he" 256, "hel" 257, U+FFFD's bytes 259, <|endoftext|> 260, <|im_end|> 261.
 
         tokens are added after those; changes replace top-level values, those in `model` its values.
         """

@@ -41,9 +41,9 @@ def test_merges_are_strings(made: Any, merges: list[Any]) -> None:
 
 
 def test_a_space_within_a_merge_is_spelled_byte_level(made: Any) -> None:
-    vocab = made.document()["model"]["vocab"] | {" ": 260, "h ": 261}
-    document = made.document(model={"vocab": vocab, "merges": [["h", " "]]}, added_tokens=[])
-    assert made.load(document).merges == ["h Ġ"]
+    vocab = made.document()["model"]["vocab"] | {" ": 260, "h ": 261, "h h": 262}
+    document = made.document(model={"vocab": vocab, "merges": [["h", " "], ["h ", "h"]]}, added_tokens=[])
+    assert made.load(document).merges == ["h Ġ", "hĠ h"]
 
 
 # Text as the file has it, its flags; text and type as llama.cpp's converter writes them.
@@ -163,7 +163,7 @@ def test_refusals(made: Any, name: str) -> None:
     with pytest.raises(error) as caught:
         made.load(document(made))
     assert type(caught.value) is error and caught.value.exit_code == 65
-    assert "tokenizer.json" in str(caught.value) and words in str(caught.value)
+    assert "tokenizer.json" in made.told(caught.value) and words in made.told(caught.value)
 
 
 BROKEN: dict[str, tuple[str, str]] = {
@@ -179,8 +179,9 @@ BROKEN: dict[str, tuple[str, str]] = {
 @pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json", "added_tokens.json", "chat_template.json"])
 def test_broken_json_is_refused(made: Any, name: str, file: str) -> None:
     text, words = BROKEN[name]
-    with pytest.raises(FormatError, match=words) as caught:
+    with pytest.raises(FormatError) as caught:
         made.load(files={file: text})
+    assert words in made.told(caught.value)
     assert caught.value.details["file"] == made.folder / file
 
 

@@ -16,10 +16,8 @@ ODD = [None, True, False, -1, 0, 7, 2**70, 1.5, "", "x", "\0", "<|im_end|>", [],
 
 def places(value: Any) -> Iterator[tuple[Any, Any]]:
     """Every container in value with each of its keys; of long ones only the first few."""
-    keys = (
-        list(value)[:12] if isinstance(value, dict) else range(min(len(value), 12)) if isinstance(value, list) else ()
-    )
-    for key in keys:
+    keys = value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    for key in [*keys][:12]:
         yield value, key
         yield from places(value[key])
 

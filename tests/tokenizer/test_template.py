@@ -14,15 +14,14 @@ from quantkit.tokenizer.template import turn_end
 CONTROL = ["<|im_start|>", "<|im_end|>", "<|im_sep|>", "<|endoftext|>", "<|end|>", "<|eot_id|>", "<|tool|>", "<|end|>2"]
 
 
-def phi_4(
-    assistant: str, prompt: str = "{% if add_generation_prompt %}{{'<|im_start|>assistant<|im_sep|>'}}{% endif %}"
-) -> str:
+def phi_4(assistant: str) -> str:
     """Phi-4's template with one way to put out what the assistant said."""
     return (
         "{% for message in messages %}{% if (message['role'] == 'system') %}"
-        "{{'<|im_start|>system<|im_sep|>' + message['content'] + '<|im_end|>'}}{% elif (message['role'] == 'user') %}"
-        "{{'<|im_start|>user<|im_sep|>' + message['content'] + '<|im_end|>'}}{% elif (message['role'] == 'assistant') %}"
-        f"{assistant}{{% endif %}}{{% endfor %}}{prompt}"
+        "{{'<|im_start|>system<|im_sep|>' + message['content'] + '<|im_end|>'}}"
+        "{% elif (message['role'] == 'user') %}{{'<|im_start|>user<|im_sep|>' + message['content'] + '<|im_end|>'}}"
+        f"{{% elif (message['role'] == 'assistant') %}}{assistant}{{% endif %}}{{% endfor %}}"
+        "{% if add_generation_prompt %}{{'<|im_start|>assistant<|im_sep|>'}}{% endif %}"
     )
 
 
@@ -157,7 +156,7 @@ def test_refusals(made: Any, name: str) -> None:
     value, words = REFUSED[name]
     with pytest.raises(ConfigError) as caught:
         made.load(settings={"chat_template": value})
-    assert words in str(caught.value) and "tokenizer_config.json" in str(caught.value)
+    assert words in made.told(caught.value) and "tokenizer_config.json" in made.told(caught.value)
 
 
 def test_jinja_that_is_not_utf_8_is_refused(made: Any) -> None:

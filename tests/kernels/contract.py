@@ -1,0 +1,324 @@
+"""What every tensor type promises, checked on every candidate.
+
+A type's test file derives a class from Contract, or from BlockContract where the type has a picture of its bits.
+The oracle is libgguf, ggml's own encoders for Python; golden files stand in for it where it cannot be installed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import functools
+import hashlib
+import importlib.util
+import inspect
+import json
+import platform
+import struct
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from fills import FILLS, ROW, Source, fill
+from million import N_BLOCKS, mismatches
+from numpy.typing import NDArray
+
+from quantkit.errors import MagnitudeError, NotFiniteError, ShapeError
+from quantkit.osio import cpu_count
+from quantkit.qtypes import QType
+
+try:
+    from quantkit import _native as NATIVE
+except ImportError:
+    NATIVE = None
+NATIVE_NAMES: tuple[str, ...] = NATIVE.isas() if NATIVE else ()
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "kernels"
+ROWS_OF_A_FILL = 20_000 // len(FILLS) + 1  # so that each candidate packs 20,000 blocks
+CANARY = 0xA5
+MAX_LANES = 16
+N_THREADS = 8
+
+F32 = NDArray[np.float32]
+U8 = NDArray[np.uint8]
+
+needs_oracle = pytest.mark.skipif(
+    importlib.util.find_spec("libgguf") is None, reason="libgguf has no wheel for this platform; golden files stand in"
+)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Something that packs: quantkit.kernels.encode and decode with one backend."""
+
+    name: str
+    encode: Callable[..., U8]
+    decode: Callable[..., F32]
+
+
+@dataclass(frozen=True)
+class PictureLine:
+    """One field of one block, set to a value that fills it, and the only bytes that are then not zero."""
+
+    field: str
+    index: int | None  # None for a field that a block has once
+    value: int  # of a float16 field: its bits
+    bytes: Mapping[int, int]
+
+
+@functools.lru_cache(maxsize=None)
+def reference(qtype: QType, fill_name: str) -> tuple[F32, U8]:
+    """Rows of a fill, and what ggml packs them into."""
+    import libgguf
+
+    rows = fill(fill_name, ROWS_OF_A_FILL, qtype.max_abs)
+    packed = np.asarray(libgguf.quantize_rows(rows, qtype.id)).view(np.uint8)
+    return rows, packed.reshape(len(rows), qtype.row_bytes(ROW))
+
+
+def assert_same_bytes(found: U8, expected: U8, qtype: QType, what: str) -> None:
+    """Equal arrays; else a failure that names the first block that differs, and where in it."""
+    assert found.shape == expected.shape
+    if np.array_equal(found, expected):
+        return
+    found, expected = (array.reshape(-1, qtype.block_bytes) for array in (found, expected))
+    blocks, places = np.nonzero(found != expected)
+    first = blocks[0]
+    pytest.fail(
+        f"{what}: {len(np.unique(blocks))} of {len(found)} blocks differ, first block {first} at bytes "
+        f"{places[blocks == first].tolist()}\nfound    {found[first].tobytes().hex()}\n"
+        f"expected {expected[first].tobytes().hex()}"
+    )
+
+
+def between_canaries(nbytes: int, offset: int = 64) -> tuple[U8, U8]:
+    """A buffer full of canaries, and the nbytes from offset in it; 64 bytes follow those."""
+    buffer = np.full(offset + nbytes + 64, CANARY, np.uint8)
+    return buffer, buffer[offset : offset + nbytes]
+
+
+def assert_canaries(buffer: U8, inside: U8) -> None:
+    """Nothing but the bytes inside was written."""
+    start = inside.ctypes.data - buffer.ctypes.data
+    outside = np.concatenate([buffer[:start], buffer[start + inside.nbytes :]])
+    assert (outside == CANARY).all(), "bytes outside the output were written"
+
+
+class Contract:
+    """Checks that any type passes; a subclass names the type."""
+
+    qtype: QType
+    tolerance: float  # error of a block at max_abs, in max_abs
+
+    def packed(self, n_rows: int, offset: int = 64) -> tuple[U8, U8]:
+        """A canary buffer, and the place in it of n_rows packed rows of ROW weights."""
+        row_bytes = self.qtype.row_bytes(ROW)
+        buffer, inside = between_canaries(n_rows * row_bytes, offset)
+        return buffer, inside.reshape(n_rows, row_bytes)
+
+    @pytest.mark.parametrize("name", FILLS)
+    def test_golden(self, candidate: Candidate, name: str) -> None:
+        golden = json.loads((GOLDEN / f"{text_of(self.qtype)}.json").read_text())[self.qtype.name][name]
+        expected = np.array([list(bytes.fromhex(row)) for row in golden["packed"]], np.uint8)
+        rows = fill(name, len(expected), self.qtype.max_abs)
+        assert hashlib.sha256(rows).hexdigest() == golden["rows_sha256"], "the fill has changed, not a kernel"
+        assert_same_bytes(candidate.encode(rows, self.qtype), expected, self.qtype, name)
+
+    @needs_oracle
+    @pytest.mark.parametrize("name", FILLS)
+    def test_equals_reference(self, candidate: Candidate, name: str) -> None:
+        rows, expected = reference(self.qtype, name)
+        assert_same_bytes(candidate.encode(rows, self.qtype), expected, self.qtype, name)
+
+    @needs_oracle
+    @pytest.mark.skipif(not NATIVE_NAMES, reason="no C kernels in this installation")
+    def test_a_million_blocks(self) -> None:
+        """What happens once in 150,000 blocks happens here; every C variant packs them."""
+        assert N_BLOCKS >= 1_000_000
+        assert mismatches(self.qtype, NATIVE_NAMES, cpu_count()) == []
+
+    def test_decode_is_the_formula(self, candidate: Candidate) -> None:
+        """On any bytes, NaN and infinite scales included."""
+        blocks = Source(1).halfwords(1 << 12, self.qtype.row_bytes(ROW) // 2).view(np.uint8)
+        with np.errstate(all="ignore"):
+            expected = gguf.dequantize(blocks, gguf.GGMLQuantizationType(self.qtype.id))
+        found = candidate.decode(blocks, self.qtype)
+        assert found.shape == (len(blocks), ROW)
+        assert np.array_equal(found.view(np.uint32), expected.astype(np.float32).view(np.uint32).reshape(-1, ROW))
+
+    def test_lengths(self, candidate: Candidate) -> None:
+        """None, one, and around every number of lanes: in a row, and a block in each row; nothing else is written."""
+        weights, nbytes = self.qtype.block_weights, self.qtype.block_bytes
+        rows = np.concatenate([fill(name, 6, self.qtype.max_abs) for name in FILLS])
+        values = rows.reshape(-1, weights)
+        expected = np.concatenate([candidate.encode(row[None], self.qtype) for row in rows]).reshape(-1, nbytes)
+        decoded = candidate.decode(expected, self.qtype)
+        for n in range(2 * MAX_LANES + 2):
+            for shape in ((1, n), (n, 1)):
+                buffer, inside = between_canaries(n * nbytes)
+                out = inside.reshape(shape[0], shape[1] * nbytes)
+                x = values[:n].reshape(shape[0], shape[1] * weights)
+                assert candidate.encode(x, self.qtype, out=out) is out
+                assert_same_bytes(out, expected[:n].reshape(out.shape), self.qtype, f"{shape} blocks")
+                assert_canaries(buffer, inside)
+
+                buffer, inside = between_canaries(n * weights * 4)
+                y = inside.view(np.float32).reshape(x.shape)
+                assert candidate.decode(out, self.qtype, out=y) is y
+                assert np.array_equal(y.view(np.uint32), decoded[:n].view(np.uint32).reshape(y.shape))
+                assert_canaries(buffer, inside)
+
+    def test_unaligned(self, candidate: Candidate) -> None:
+        """Blocks at any address, floats at any multiple of 4."""
+        rows = fill("bell", MAX_LANES + 1, self.qtype.max_abs)
+        expected = candidate.encode(rows, self.qtype)
+        decoded = candidate.decode(expected, self.qtype)
+        for shift in range(1, 8):
+            buffer, inside = between_canaries(rows.nbytes, offset=64 + 4 * shift)
+            shifted = inside.view(np.float32).reshape(rows.shape)
+            shifted[:] = rows
+            packed_buffer, packed = self.packed(len(rows), offset=64 + shift)
+            candidate.encode(shifted, self.qtype, out=packed)
+            assert_same_bytes(packed, expected, self.qtype, f"shifted by {shift}")
+            shifted[:] = 0
+            candidate.decode(packed, self.qtype, out=shifted)
+            assert np.array_equal(shifted, decoded)
+            assert_canaries(buffer, inside)
+            assert_canaries(packed_buffer, packed)
+
+    @pytest.mark.parametrize("place", [(0, 0), (1, 131), (2, ROW - 1)], ids=["first", "middle", "last"])
+    @pytest.mark.parametrize("sign", [1, -1], ids=["plus", "minus"])
+    @pytest.mark.parametrize("kind", ["nan", "inf", "beyond"])
+    def test_refuses(self, candidate: Candidate, kind: str, sign: int, place: tuple[int, int]) -> None:
+        beyond = np.nextafter(np.float32(self.qtype.max_abs), np.float32(np.inf))
+        value = np.copysign({"nan": np.float32(np.nan), "inf": np.float32(np.inf), "beyond": beyond}[kind], sign)
+        rows = fill("bell", 3, self.qtype.max_abs)
+        rows[-1, -1] = np.nan  # a later one, which is not the one to name
+        rows[place] = value
+        buffer, out = self.packed(len(rows))
+        with pytest.raises(MagnitudeError if np.isfinite(value) else NotFiniteError) as caught:
+            candidate.encode(rows, self.qtype, out=out)
+        assert (caught.value.details["row"], caught.value.details["column"]) == place
+        np.testing.assert_equal(caught.value.details["found"], float(value))
+        assert_canaries(buffer, out)
+
+    def test_the_limit_is_safe(self, candidate: Candidate) -> None:
+        """Weights of exactly max_abs are taken, and come back about as large, whatever stands beside them."""
+        limit = np.float32(self.qtype.max_abs)
+        n = 1 << 10
+        rows = np.concatenate([np.full((2, ROW), limit), fill("two_values", 2, limit), fill("huge", n, limit)])
+        rows[1] = -limit
+        rows[2:4] = np.copysign(limit, rows[2:4])
+        shaped = np.concatenate([fill(name, 64, 1.0) for name in ("bell", "one_outlier", "loud_run", "many_scales")])
+        with np.errstate(over="ignore"):
+            shaped = (shaped / np.abs(shaped).max(axis=1, keepdims=True) * limit).clip(-limit, limit)
+        rows = np.ascontiguousarray(np.concatenate([rows, shaped]))
+        rows[4:, 0] = limit
+        decoded = candidate.decode(candidate.encode(rows, self.qtype), self.qtype)
+        assert np.isfinite(decoded).all()
+        assert (np.abs(decoded.astype(np.float64) - rows) <= self.tolerance * self.qtype.max_abs).all()
+
+    def test_threads(self, candidate: Candidate) -> None:
+        """The same rows in many threads at once: the same bytes in all."""
+        rows = np.concatenate([fill(name, 64, self.qtype.max_abs) for name in FILLS])
+        expected = candidate.encode(rows, self.qtype)
+        start = threading.Barrier(N_THREADS)
+
+        def work(_: int) -> tuple[U8, F32]:
+            start.wait()
+            packed = candidate.encode(rows, self.qtype)
+            return packed, candidate.decode(packed, self.qtype)
+
+        with ThreadPoolExecutor(N_THREADS) as pool:
+            results = list(pool.map(work, range(N_THREADS)))
+        decoded = candidate.decode(expected, self.qtype)
+        for packed, values in results:
+            assert_same_bytes(packed, expected, self.qtype, "one of the threads")
+            assert np.array_equal(values, decoded)
+
+    @pytest.mark.skipif(
+        (sys.platform, platform.machine()) != ("linux", "x86_64"), reason="the layout of fenv_t is that of glibc's x86-64"
+    )
+    @pytest.mark.parametrize("isa", NATIVE_NAMES)
+    def test_float_environment(self, isa: str) -> None:
+        """A call's result does not depend on the caller's floating-point mode, and leaves it alone."""
+        assert NATIVE is not None
+        rows = np.concatenate([fill(name, 32, self.qtype.max_abs) for name in FILLS])
+        NATIVE.use(isa)
+        try:
+            expected, expected_values = call_native(NATIVE, self.qtype, rows)
+            for mode, bits in MXCSR_MODES.items():
+                with float_mode(bits):
+                    packed, values = call_native(NATIVE, self.qtype, rows)
+                    kept = read_mxcsr() & MXCSR_MODE_MASK
+                assert kept == bits, f"{mode}: the caller's mode was changed"
+                assert_same_bytes(packed, expected, self.qtype, mode)
+                assert np.array_equal(values.view(np.uint32), expected_values.view(np.uint32)), mode
+        finally:
+            NATIVE.use(None)
+
+    def test_shapes(self, candidate: Candidate) -> None:
+        rows = fill("bell", 2, self.qtype.max_abs)
+        packed = candidate.encode(rows, self.qtype)
+        wrong_rows = {
+            "one dimension": rows[0],
+            "three dimensions": rows[None],
+            "float64": rows.astype(np.float64),
+            "columns first": np.asfortranarray(rows),
+            "every second column": rows[:, ::2],
+        }
+        wrong_packed = {
+            "one dimension": packed[0],
+            "int8": packed.view(np.int8),
+            "columns first": np.asfortranarray(packed),
+        }
+        if self.qtype.block_weights > 1:
+            wrong_rows["part of a block"] = np.ascontiguousarray(rows[:, :-1])
+        if self.qtype.block_bytes > 1:
+            wrong_packed["part of a block"] = np.ascontiguousarray(packed[:, :-1])
+        for what, array in wrong_rows.items():
+            with pytest.raises(ShapeError):
+                candidate.encode(array, self.qtype)
+                pytest.fail(f"encode took rows: {what}")
+        for what, array in wrong_packed.items():
+            with pytest.raises(ShapeError):
+                candidate.decode(array, self.qtype)
+                pytest.fail(f"decode took blocks: {what}")
+        for call, array, out in ((candidate.encode, rows, packed), (candidate.decode, packed, rows)):
+            for what, wrong in {"short": out[:1], "wide": np.hstack([out, out]), "type": out.view(np.int8)}.items():
+                with pytest.raises(ShapeError):
+                    call(array, self.qtype, out=wrong)
+                    pytest.fail(f"{call.__name__} took out: {what}")
+
+
+class BlockContract(Contract):
+    """Checks of a type whose NumPy text has pack and unpack under a picture of the bits."""
+
+    text: ModuleType
+    picture: tuple[PictureLine, ...]
+
+    def fields(self, blocks: U8) -> dict[str, Any]:
+        """The fields of blocks by name: of the text's Block, or of the tuple that pack takes."""
+        unpacked = self.text.unpack(blocks)
+        if isinstance(unpacked, tuple):
+            return dict(zip(inspect.signature(self.text.pack).parameters, unpacked, strict=True))
+        return vars(unpacked)
+
+    def pack(self, fields: dict[str, Any]) -> U8:
+        """The inverse of fields."""
+        packed: U8 = self.text.pack(self.text.Block(**fields) if hasattr(self.text, "Block") else fields["d"], **{})
+        return packed
+
+    def test_pack_inverts_unpack(self) -> None:
+        """On any bytes: no field is lost, none overlaps another."""
+        blocks = Source(2).halfwords(1 << 12, self.qtype.block_bytes // 2).view(np.uint8)
+        assert_same_bytes(self.pack(self.fields(blocks)), blocks, self.qtype, "pack(unpack(b))")
