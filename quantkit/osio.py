@@ -92,8 +92,8 @@ _pread: Callable[[int, memoryview, int], int] = _pread_vector if hasattr(os, "pr
 def pread_into(fd: int, out: memoryview, offset: int, *, file: PathLike | None = None) -> None:
     """Fill out with the bytes at offset; safe to call from many threads on one descriptor.
 
-    out     writable, C order, any shape; filled to its end, over as many system calls as that takes (a call that a signal
-            interrupts is repeated by Python, PEP 475)
+    out     writable, C order, any shape; filled to its end, over as many system calls as that takes (Python repeats
+            one that a signal interrupts, PEP 475)
     file    the name to put into an error
     raises  DiskError  the read fails, or the file ends first
     """

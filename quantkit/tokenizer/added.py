@@ -125,7 +125,7 @@ def _token(entry: Mapping[str, Any], file: Path, stated_id: int | None) -> Added
 
 def _decoder_tokens(decoder: Mapping[str, Any], file: Path) -> Iterator[AddedToken]:
     for key in decoder:
-        if not (key.isascii() and key.isdigit()):
+        if not (key.isascii() and key.isdigit() and len(key) < 20):
             raise ConfigError("an id is no number", file=file, key="added_tokens_decoder", found=shown(key))
         yield _token(require(decoder, key, dict, file), file, int(key))
 

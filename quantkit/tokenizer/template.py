@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.checkpoint.json_file import shown
-from quantkit.errors import ConfigError, FormatError, InputError
+from quantkit.errors import ConfigError, FormatError
+from quantkit.osio import InputFile
 from quantkit.tokenizer.files import read_object
 
 # All of these run in linear time on any text: no two adjacent repetitions match the same character.
@@ -21,6 +22,8 @@ _ROLE_BRANCH = re.compile(r"\{%[-+]?\s*(?:el)?if\b[^%]*\brole\b")
 _OPEN_CONDITION = re.compile(r"\{%[-+]?\s*(?:el)?if\b[^%]*\Z")
 _BRANCH_END = re.compile(r"\{%[-+]?\s*(?:endif|else|elif)\b")
 _EOS_VARIABLE = "eos_token"
+
+_MAX_BYTES = 16 << 20  # of a .jinja file; published ones have up to 20 thousand
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ def read(folder: Path, settings: Mapping[str, Any], warn: Callable[[str], None])
     settings  tokenizer_config.json
     warn      told when the first two are both there and differ
     raises    ConfigError  a template is not text, or two have one name
-              FormatError  a template is not UTF-8
+              FormatError  a template is not UTF-8, or longer than any template is
     """
     config_file, json_file = folder / "tokenizer_config.json", folder / "chat_template.json"
     stated, jinja = settings.get("chat_template"), folder / "chat_template.jinja"
@@ -92,12 +95,17 @@ def _from_jinja(main: Path) -> list[tuple[str, str]]:
 
 
 def _text(path: Path) -> str:
+    with InputFile(path) as file:
+        if file.size > _MAX_BYTES:
+            raise FormatError(
+                "the file is too long", file=path, expected=f"at most {_MAX_BYTES} bytes", found=file.size
+            )
+        data = file.read(file.size)
     try:
-        return path.read_text(encoding="utf-8")
+        text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise FormatError("is not UTF-8", file=path, offset=error.start) from None
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", file=path) from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")  # as Python's text files are read
 
 
 def _sorted_out(value: Any, file: Path) -> Templates:

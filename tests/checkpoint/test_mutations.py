@@ -127,6 +127,7 @@ def config_bytes(rng: random.Random) -> dict[str, bytes]:
 def test_mutations(make: Callable[[random.Random], dict[str, bytes]], tmp_path: Path) -> None:
     rng = random.Random(make.__name__)
     good = {"config.json": b"{}", SINGLE: packed(json.dumps(HEADER).encode())}
+    written: dict[str, bytes] = {}
     n_refused = n_accepted = 0
     for number in range(N_MUTATIONS):
         files = good | make(rng)
@@ -135,7 +136,11 @@ def test_mutations(make: Callable[[random.Random], dict[str, bytes]], tmp_path: 
             files["shard.safetensors"] = files.pop(SINGLE)
             files[INDEX] = files[INDEX].replace(SINGLE.encode(), b"shard.safetensors")
         for name, content in files.items():
-            (tmp_path / name).write_bytes(content)
+            if written.get(name) != content:
+                # Unlinked first: some file systems bring a file that is cut and written anew to disk at once.
+                (tmp_path / name).unlink(missing_ok=True)
+                (tmp_path / name).write_bytes(content)
+                written[name] = content
         try:
             with open_checkpoint(tmp_path) as checkpoint:
                 found = {}

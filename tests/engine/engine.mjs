@@ -25,7 +25,8 @@ const answers = {
         const prompt = model.tokenize(complete, true);
         const bos = startOfPrompt();
         if (bos !== null) prompt.unshift(bos);
-        const context = await model.createContext({contextSize: prompt.length + max_tokens});
+        // One thread: llama.cpp's spin while they wait for each other, which costs minutes where processors are shared.
+        const context = await model.createContext({contextSize: prompt.length + max_tokens, threads: 1});
         const tokens = [];
         for await (const token of context.getSequence().evaluate(prompt, {temperature: 0})) {
             tokens.push(token);

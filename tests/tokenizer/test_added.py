@@ -111,6 +111,7 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], type[QuantkitError], st
     "another id in added_tokens.json": ({}, {"added_tokens.json": {"<|im_end|>": 5}}, VocabularyError, "different ids"),
     "decoder is a list": ({"added_tokens_decoder": []}, {}, ConfigError, "added_tokens_decoder"),
     "decoder without a number": ({"added_tokens_decoder": {"-1": FOO}}, {}, ConfigError, "'-1'"),
+    "decoder with a long number": ({"added_tokens_decoder": {"9" * 5000: FOO}}, {}, ConfigError, "an id is no number"),
     "decoder entry is text": ({"added_tokens_decoder": {"262": "foo"}}, {}, ConfigError, "262"),
     "flag is text": ({"added_tokens_decoder": {"262": {"content": "a", "special": "no"}}}, {}, ConfigError, "special"),
     "role is a number": ({"pad_token": 5}, {}, ConfigError, "no text"),

@@ -159,6 +159,13 @@ def test_refusals(made: Any, name: str) -> None:
     assert words in made.told(caught.value) and "tokenizer_config.json" in made.told(caught.value)
 
 
+def test_jinja_without_end_is_refused(made: Any) -> None:
+    with (made.folder / "chat_template.jinja").open("wb") as file:
+        file.truncate((16 << 20) + 1)
+    with pytest.raises(FormatError, match=r"chat_template\.jinja: the file is too long"):
+        made.load()
+
+
 def test_jinja_that_is_not_utf_8_is_refused(made: Any) -> None:
     (made.folder / "chat_template.jinja").write_bytes(b"a\xff")
     with pytest.raises(FormatError, match=r"chat_template\.jinja, offset 1: is not UTF-8"):

@@ -1,0 +1,53 @@
+"""Checkpoints and the files made of them, once a session for all tests; what is large goes when the session ends."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import phi4_widths
+import pytest
+import real_small as real_small_maker
+from oracle import PRESETS
+
+from quantkit.checkpoint import open_checkpoint
+from quantkit.convert import convert
+from quantkit.plan import make_plan, output_paths
+from quantkit.recipe import preset
+
+
+@pytest.fixture(scope="session")
+def real_small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A checkpoint of trained weights, 458 MB."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "real_small"
+    real_small_maker.write(folder)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def phi4_tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A checkpoint with Phi-4's whole vocabulary and one small layer of random weights, 104 MB."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "phi4_tiny"
+    phi4_widths.write(folder, phi4_widths.TINY)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Path], dict[str, Path]]]:
+    """A function that makes all presets of a checkpoint in one pass, the first time it is asked: GGUF file by preset."""
+    folder = tmp_path_factory.mktemp("converted")
+
+    @functools.cache
+    def files(checkpoint: Path) -> dict[str, Path]:
+        with open_checkpoint(checkpoint) as opened:
+            plan = make_plan(opened, [preset(name) for name in PRESETS], warn=pytest.fail)
+            paths = output_paths(plan.outputs, opened.name, folder)
+            convert(opened, plan, paths)
+        return dict(zip(PRESETS, paths, strict=True))
+
+    yield files
+    shutil.rmtree(folder)
