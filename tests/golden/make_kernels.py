@@ -17,10 +17,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
 
-from contract import GOLDEN, text_of  # noqa: E402
-from fills import FILLS, ROW, fill  # noqa: E402
+from contract import GOLDEN, text_of
+from fills import FILLS, ROW, fill
 
-from quantkit import qtypes  # noqa: E402
+from quantkit import qtypes
 
 BYTES_OF_A_FILL = 2000  # about, in one file: it stays below 100 kB
 

@@ -6,20 +6,16 @@ The oracle is libgguf, ggml's own encoders for Python; golden files stand in for
 
 from __future__ import annotations
 
-import ctypes
-import ctypes.util
 import functools
 import hashlib
 import importlib.util
 import inspect
 import json
 import platform
-import struct
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -29,6 +25,7 @@ import gguf
 import numpy as np
 import pytest
 from fills import FILLS, ROW, Source, fill
+from float_mode import MODE_MASK, MODES, float_mode, read_mxcsr
 from million import N_BLOCKS, mismatches
 from numpy.typing import NDArray
 
@@ -132,42 +129,6 @@ def text_of(qtype: QType) -> str:
     return NUMPY_TEXTS[qtype.name][0].__module__.rpartition(".")[2]
 
 
-# The bits of MXCSR that are a mode, and the modes a caller may have left it in.
-MXCSR_MODE_MASK = 0x6000 | 0x8000 | 0x0040
-MXCSR_MODES = {
-    "downward": 0x2000,
-    "upward": 0x4000,
-    "toward zero": 0x6000,
-    "flush to zero": 0x8000,
-    "denormals are zero": 0x0040,
-    "all of them": MXCSR_MODE_MASK,
-}
-MXCSR_OFFSET, FENV_BYTES = 28, 32  # in glibc's fenv_t
-
-
-@contextmanager
-def float_mode(bits: int) -> Iterator[None]:
-    """This thread's MXCSR with its mode set to bits, for a while."""
-    libm = ctypes.CDLL(ctypes.util.find_library("m"))
-    before = ctypes.create_string_buffer(FENV_BYTES)
-    libm.fegetenv(before)
-    changed = ctypes.create_string_buffer(before.raw, FENV_BYTES)
-    struct.pack_into("<I", changed, MXCSR_OFFSET, read_mxcsr() & ~MXCSR_MODE_MASK | bits)
-    libm.fesetenv(changed)
-    try:
-        yield
-    finally:
-        libm.fesetenv(before)
-
-
-def read_mxcsr() -> int:
-    """This thread's MXCSR."""
-    environment = ctypes.create_string_buffer(FENV_BYTES)
-    ctypes.CDLL(ctypes.util.find_library("m")).fegetenv(environment)
-    value: int = struct.unpack_from("<I", environment, MXCSR_OFFSET)[0]
-    return value
-
-
 def call_native(native: ModuleType, qtype: QType, rows: F32) -> tuple[U8, F32]:
     """Encode and decode without quantkit.kernels around it: no Python between the mode and the call."""
     n, k = rows.shape
@@ -196,7 +157,7 @@ class Contract:
         for name, entry in golden.items():
             expected = np.array([list(bytes.fromhex(row)) for row in entry["packed"]], np.uint8)
             rows = fill(name, len(expected), self.qtype.max_abs)
-            assert hashlib.sha256(rows).hexdigest() == entry["rows_sha256"], f"the fill {name} has changed, not a kernel"
+            assert hashlib.sha256(rows).hexdigest() == entry["rows_sha256"], f"the fill {name} is another, not a kernel"
             assert_same_bytes(candidate.encode(rows, self.qtype), expected, self.qtype, name)
 
     @needs_oracle
@@ -314,7 +275,8 @@ class Contract:
             assert np.array_equal(values, decoded)
 
     @pytest.mark.skipif(
-        (sys.platform, platform.machine()) != ("linux", "x86_64"), reason="the layout of fenv_t is that of glibc's x86-64"
+        (sys.platform, platform.machine()) != ("linux", "x86_64"),
+        reason="the layout of fenv_t is that of glibc's x86-64",
     )
     @pytest.mark.parametrize("isa", NATIVE_NAMES)
     def test_float_environment(self, isa: str) -> None:
@@ -324,10 +286,10 @@ class Contract:
         NATIVE.use(isa)
         try:
             expected, expected_values = call_native(NATIVE, self.qtype, rows)
-            for mode, bits in MXCSR_MODES.items():
+            for mode, bits in MODES.items():
                 with float_mode(bits):
                     packed, values = call_native(NATIVE, self.qtype, rows)
-                    kept = read_mxcsr() & MXCSR_MODE_MASK
+                    kept = read_mxcsr() & MODE_MASK
                 assert kept == bits, f"{mode}: the caller's mode was changed"
                 assert_same_bytes(packed, expected, self.qtype, mode)
                 assert np.array_equal(values.view(np.uint32), expected_values.view(np.uint32)), mode

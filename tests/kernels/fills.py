@@ -1,7 +1,7 @@
 """Rows of weights that kernels find hard or rare, the same on any machine and with any NumPy.
 
-They are made of PCG64's raw bits, which NumPy promises to keep, by elementwise operations alone: no library's notion of a
-distribution, no sums of floats.
+They are made of PCG64's raw bits, which NumPy promises to keep, by elementwise operations alone: no library's notion of
+a distribution, no sums of floats.
 """
 
 from __future__ import annotations

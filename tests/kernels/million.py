@@ -19,7 +19,7 @@ HARD_ROWS = 96  # of a piece, from each fill that is not like weights; those lik
 
 
 def mismatches(qtype: QType, isas: Sequence[str], n_processes: int) -> list[str]:
-    """Where the C kernels' bytes differ from ggml's in at least N_BLOCKS blocks, one line for each piece and variant."""
+    """Where the C kernels' bytes differ from ggml's among N_BLOCKS blocks or more: a line per piece and variant."""
     n_pieces = max(N_BLOCKS * qtype.block_weights // ROW, MIN_ROWS) // PIECE_ROWS
     arguments = [(qtype, isas, piece) for piece in range(n_pieces)]
     return [line for lines in _pool(n_processes).map(_check_piece, *zip(*arguments, strict=True)) for line in lines]

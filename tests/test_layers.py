@@ -1,0 +1,108 @@
+"""Imports go down: the layers of the package as a table, held against every import statement in it."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import quantkit
+
+PACKAGE = Path(quantkit.__file__).parent
+
+# Facts first; each row stands on those above it.
+LAYERS = (
+    ("errors", "qtypes", "floats", "osio"),
+    ("checkpoint", "gguf_io"),
+    ("arch", "tokenizer", "kernels"),
+    ("recipe", "plan", "memory", "imatrix"),
+    ("convert", "verify", "sweep", "evaluate"),
+    ("cli", "report"),
+)
+DEPTH = {name: depth for depth, row in enumerate(LAYERS) for name in row}
+# Within a row nothing imports its neighbour, but for these.
+SIDEWAYS = {("qtypes", "errors"), ("osio", "errors"), ("plan", "recipe")}
+FRONT = {"__init__", "__main__"}  # stand on everything, and nothing on them
+# Who may import what is not ours.
+LIBRARIES = {
+    "click": {"cli"},
+    "gguf": {"arch", "gguf_io"},
+    "huggingface_hub": {"checkpoint"},
+    "numpy": {"checkpoint", "kernels", "imatrix", "convert", "verify", "sweep", "evaluate"},
+    "pydantic": {"recipe"},
+    "rich": {"cli", "report"},
+    "safetensors": {"checkpoint"},
+    "torch": {"evaluate"},
+}
+HEAVY = ("torch", "numpy", "gguf", "rich", "huggingface_hub", "pydantic")
+
+
+def imports() -> Iterator[tuple[str, str, str]]:
+    """Every import in the package: (place, the importing part, what it imports).  A part of ours is quantkit.<part>."""
+    for file in sorted(PACKAGE.rglob("*.py")):
+        path = file.relative_to(PACKAGE)
+        part = path.parts[0].removesuffix(".py")
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{path}:{node.lineno}: a relative import"
+                names = [f"quantkit.{a.name}" for a in node.names] if node.module == "quantkit" else [str(node.module)]
+            else:
+                continue
+            for name in names:
+                top, _, rest = name.partition(".")
+                target = f"quantkit.{rest.partition('.')[0]}" if top == "quantkit" else top
+                yield f"{path}:{node.lineno}", part, target
+
+
+IMPORTS = list(imports())
+
+
+def test_every_part_has_its_layer() -> None:
+    parts = {path.name.removesuffix(".py") for path in PACKAGE.iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert parts - {"__pycache__", "recipes"} <= DEPTH.keys() | FRONT
+
+
+def test_imports_go_down() -> None:
+    wrong, sideways = [], set()
+    for place, part, target in IMPORTS:
+        package, _, other = target.partition(".")
+        if package != "quantkit" or part in FRONT or other in (part, "__version__"):
+            continue
+        if other == "_native":
+            if part != "kernels":
+                wrong.append(f"{place}: {part} imports the C kernels past kernels")
+        elif (part, other) in SIDEWAYS:
+            sideways.add((part, other))
+        elif other not in DEPTH or DEPTH[other] >= DEPTH[part]:
+            wrong.append(f"{place}: {part} imports {other}")
+    assert wrong == []
+    assert sideways == SIDEWAYS, "an exception that nothing needs"
+
+
+def test_libraries_stay_where_they_belong() -> None:
+    wrong = [
+        f"{place}: {part} imports {target}"
+        for place, part, target in IMPORTS
+        if not target.startswith("quantkit.")
+        and target not in sys.stdlib_module_names
+        and part not in LIBRARIES.get(target, ())
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["import quantkit", "from quantkit.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass"],
+    ids=["import quantkit", "quantkit --help"],
+)
+def test_starts_light(code: str) -> None:
+    tail = f"\nimport json, sys; print(json.dumps([name for name in {HEAVY} if name in sys.modules]), file=sys.stderr)"
+    run = subprocess.run([sys.executable, "-c", code + tail], capture_output=True, text=True, check=True)
+    assert json.loads(run.stderr) == []

@@ -1,0 +1,117 @@
+"""What users may rely on: names, exit codes and the table of types.  A change here is a change for them."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+
+import gguf
+import pytest
+
+from quantkit import errors, qtypes
+
+PUBLIC = {
+    "quantkit.kernels": {"backend", "decode", "encode"},
+    "quantkit.qtypes": {"ALL", "BF16", "F16", "F32", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "QType", "by_id", "by_name"},
+}
+# error: (what it is a kind of, exit code)
+ERRORS = {
+    "QuantkitError": ("Exception", 1),
+    "UsageError": ("QuantkitError", 2),
+    "GateError": ("QuantkitError", 3),
+    "InputError": ("QuantkitError", 65),
+    "FormatError": ("InputError", 65),
+    "ConfigError": ("InputError", 65),
+    "TensorError": ("InputError", 65),
+    "VocabularyError": ("InputError", 65),
+    "RecipeError": ("InputError", 65),
+    "UnsupportedError": ("InputError", 65),
+    "ShapeError": ("InputError", 65),
+    "NotFiniteError": ("InputError", 65),
+    "MagnitudeError": ("InputError", 65),
+    "OutputError": ("QuantkitError", 73),
+    "DiskError": ("QuantkitError", 74),
+    "UnsafeError": ("QuantkitError", 77),
+    "Interrupted": ("QuantkitError", 130),
+}
+# type: (ggml's number, weights in a block, bytes of a block)
+TYPES = {
+    "F32": (0, 1, 4),
+    "F16": (1, 1, 2),
+    "Q8_0": (8, 32, 34),
+    "Q4_K": (12, 256, 144),
+    "Q5_K": (13, 256, 176),
+    "Q6_K": (14, 256, 210),
+    "BF16": (30, 1, 2),
+}
+
+
+def public_functions() -> dict[str, Callable[..., object]]:
+    """The functions among the public names, by full name."""
+    functions = {}
+    for module, names in PUBLIC.items():
+        for name in names:
+            value = getattr(importlib.import_module(module), name)
+            if inspect.isfunction(value):
+                functions[f"{module}.{name}"] = value
+    return functions
+
+
+def test_public_names_exist() -> None:
+    for module, names in PUBLIC.items():
+        assert names <= vars(importlib.import_module(module)).keys(), module
+
+
+@pytest.mark.parametrize("name", sorted(public_functions()))
+def test_public_functions_are_documented(name: str) -> None:
+    """Arguments are named and typed; where there are any, the text says what may be raised."""
+    function = public_functions()[name]
+    text = inspect.getdoc(function) or ""
+    signature = inspect.signature(function)
+    assert text
+    assert signature.return_annotation is not signature.empty
+    for parameter in signature.parameters.values():
+        assert parameter.annotation is not parameter.empty
+        assert parameter.name in text, f"{parameter.name} is not explained"
+    if signature.parameters:
+        assert "raises" in text
+
+
+def test_errors_and_their_exit_codes() -> None:
+    tree = {
+        name: (value.__base__.__name__, value.exit_code)
+        for name, value in vars(errors).items()
+        if inspect.isclass(value) and issubclass(value, errors.QuantkitError)
+    }
+    assert tree == ERRORS
+
+
+def test_types() -> None:
+    assert {t.name: (t.id, t.block_weights, t.block_bytes) for t in qtypes.ALL} == TYPES
+
+
+@pytest.mark.parametrize("qtype", qtypes.ALL, ids=str)
+def test_types_are_ggmls(qtype: qtypes.QType) -> None:
+    theirs = gguf.GGMLQuantizationType[qtype.name]
+    assert qtype.id == theirs.value
+    assert (qtype.block_weights, qtype.block_bytes) == gguf.GGML_QUANT_SIZES[theirs]
+    assert qtypes.by_name(qtype.name.lower()) is qtype is qtypes.by_id(qtype.id)
+    assert qtypes.__dict__[qtype.name] is qtype
+
+
+def test_unknown_types_are_refused_with_the_known_ones() -> None:
+    for call in (lambda: qtypes.by_name("Q9_9"), lambda: qtypes.by_id(99)):
+        with pytest.raises(errors.UnsupportedError) as caught:
+            call()
+        assert caught.value.hint
+        assert all(name in caught.value.hint for name in TYPES)
+
+
+def test_row_bytes() -> None:
+    assert qtypes.Q4_K.row_bytes(512) == 288
+    assert qtypes.Q4_K.divides(512)
+    assert not qtypes.Q4_K.divides(511)
+    with pytest.raises(errors.ShapeError) as caught:
+        qtypes.Q4_K.row_bytes(511)
+    assert caught.value.details == {"expected": "a multiple of 256 columns", "found": 511}
