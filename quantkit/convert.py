@@ -25,7 +25,7 @@ SLAB_WEIGHTS = 1 << 20  # 4 MiB of float32: large beside a system call, small be
 
 @dataclass(frozen=True)
 class Slab:
-    """Rows start to stop of a job's source."""
+    """Rows start to stop of a job's tensor."""
 
     job: Job
     start: int
@@ -33,7 +33,7 @@ class Slab:
 
     @property
     def source_bytes(self) -> int:
-        return (self.stop - self.start) * self.job.source.row_bytes
+        return sum((stop - start) * source.row_bytes for source, start, stop in self.job.rows(self.start, self.stop))
 
 
 def convert(
@@ -80,8 +80,8 @@ def slabs(plan: Plan) -> Iterator[Slab]:
     """The work in the order of the outputs' bytes."""
     for job in plan.jobs:
         step = max(1, SLAB_WEIGHTS // job.n_columns)
-        for start in range(0, job.source.n_rows, step):
-            yield Slab(job, start, min(start + step, job.source.n_rows))
+        for start in range(0, job.n_rows, step):
+            yield Slab(job, start, min(start + step, job.n_rows))
 
 
 class _Scratch:
@@ -103,9 +103,8 @@ def _write_slab(checkpoint: Checkpoint, slab: Slab, files: Sequence[AtomicFile],
         local.scratch = _Scratch()
     scratch: _Scratch = local.scratch
     job, n_rows = slab.job, slab.stop - slab.start
-    raw = scratch.array("raw", np.uint8, (n_rows, job.source.row_bytes))
-    checkpoint.read_rows(job.source, slab.start, slab.stop, raw)
-    rows = kernels.decode(raw, job.source.dtype, out=scratch.array("rows", np.float32, (n_rows, job.n_columns)))
+    rows = scratch.array("rows", np.float32, (n_rows, job.n_columns))
+    _read(checkpoint, slab, rows, scratch)
     for qtype in dict.fromkeys(target.qtype for target in job.targets):
         row_bytes = qtype.row_bytes(job.n_columns)
         packed = scratch.array("packed", np.uint8, (n_rows, row_bytes))
@@ -116,13 +115,25 @@ def _write_slab(checkpoint: Checkpoint, slab: Slab, files: Sequence[AtomicFile],
     return slab.source_bytes
 
 
+def _read(checkpoint: Checkpoint, slab: Slab, rows: Any, scratch: _Scratch) -> None:
+    """Fill rows float32 (n, k) with the slab's weights."""
+    if slab.job.values:
+        rows[:] = np.array(slab.job.values, np.float32).reshape(slab.job.n_rows, -1)[slab.start : slab.stop]
+    first = 0
+    for source, start, stop in slab.job.rows(slab.start, slab.stop):
+        raw = scratch.array("raw", np.uint8, (stop - start, source.row_bytes))
+        checkpoint.read_rows(source, start, stop, raw)
+        kernels.decode(raw, source.dtype, out=rows[first : first + stop - start])
+        first += stop - start
+
+
 def _encode(rows: Any, qtype: QType, out: Any, slab: Slab) -> None:
     """kernels.encode, with the file, tensor and true row of a weight that it refuses."""
     try:
         kernels.encode(rows, qtype, out=out)
     except (NotFiniteError, MagnitudeError) as error:
-        source = slab.job.source
-        place = {"file": source.file, "tensor": source.name, "row": slab.start + error.details["row"]}
+        source, row = slab.job.source_of(slab.start + error.details["row"])
+        place = {"file": source.file, "tensor": source.name, "row": row}
         hint = "the checkpoint is damaged or training diverged; a wider type holds larger weights"
         raise type(error)(error.message, hint=hint, **error.details | place) from None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,11 +68,33 @@ class Target:
 
 @dataclass(frozen=True)
 class Job:
-    """One tensor: rows of n_columns weights from source, packed once for each distinct type among the targets."""
+    """One tensor: its rows, packed once for each distinct type among the targets.
 
-    source: TensorInfo
+    name      in GGUF
+    sources   the checkpoint's tensors whose rows it has, one after another
+    values    the whole tensor, float32, where there are no sources
+    """
+
+    name: str
+    n_rows: int
     n_columns: int
+    sources: tuple[TensorInfo, ...]
+    values: tuple[float, ...]
     targets: tuple[Target, ...]
+
+    def rows(self, start: int, stop: int) -> Iterator[tuple[TensorInfo, int, int]]:
+        """Where rows start to stop come from: (tensor, first row, end row), in order."""
+        first = 0
+        for source in self.sources:
+            low, high = max(start, first), min(stop, first + source.n_rows)
+            if low < high:
+                yield source, low - first, high - first
+            first += source.n_rows
+
+    def source_of(self, row: int) -> tuple[TensorInfo, int]:
+        """The tensor that a row comes from, and its number there."""
+        source, first, _ = next(self.rows(row, row + 1))
+        return source, first
 
 
 @dataclass(frozen=True)
@@ -84,7 +106,7 @@ class Plan:
 
     @property
     def source_bytes(self) -> int:
-        return sum(job.source.nbytes for job in self.jobs)
+        return sum(source.nbytes for job in self.jobs for source in job.sources)
 
 
 def make_plan(
@@ -136,8 +158,11 @@ def make_plan(
     outputs = tuple(output(recipe) for recipe in recipes)
     jobs = tuple(
         Job(
-            checkpoint.tensors[tensor.source],
+            tensor.gguf,
+            math.prod(tensor.shape[:-1]),
             tensor.shape[-1],
+            tuple(checkpoint.tensors[source] for source, _ in tensor.sources),
+            tensor.values,
             tuple(
                 Target(index, out.tensors[i].qtype, len(out.header) + out.tensors[i].offset)
                 for index, out in enumerate(outputs)
@@ -177,21 +202,21 @@ def _type_of(recipe: Recipe, tensor: MappedTensor, n_layers: int) -> QType:
 
 def _check_tensors(checkpoint: Checkpoint, tensors: Sequence[MappedTensor]) -> None:
     """The checkpoint has just the tensors of the network, in their shapes; raises TensorError."""
-    for tensor in tensors:
-        found = checkpoint.tensors.get(tensor.source)
+    expected = {name: shape for tensor in tensors for name, shape in tensor.sources}
+    for name, shape in expected.items():
+        found = checkpoint.tensors.get(name)
         if found is None:
-            raise TensorError("a tensor of the network is missing", file=checkpoint.path, tensor=tensor.source)
-        if found.shape != tensor.shape:
+            raise TensorError("a tensor of the network is missing", file=checkpoint.path, tensor=name)
+        if found.shape != shape:
             raise TensorError(
                 "the shape contradicts config.json",
                 file=found.file,
-                tensor=tensor.source,
-                expected=list(tensor.shape),
+                tensor=name,
+                expected=list(shape),
                 found=list(found.shape),
             )
-    known = {tensor.source for tensor in tensors}
     for found in checkpoint.tensors.values():
-        if found.name not in known and not found.name.endswith(_DROPPED):
+        if found.name not in expected and not found.name.endswith(_DROPPED):
             raise TensorError(
                 "a tensor that the network does not have",
                 file=found.file,

@@ -49,16 +49,16 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_every_tensor_is_its_encoded_source(tmp_path: Path, dtype: str) -> None:
-    source = small.write(tmp_path / "small", dtype=dtype)
-    with open_checkpoint(source) as checkpoint:
+    with open_checkpoint(small.write(tmp_path / "small", dtype=dtype)) as checkpoint:
         plan = make_plan(checkpoint, [preset("Q4_K_M")], warn=pytest.fail)
         convert(checkpoint, plan, [tmp_path / "a.gguf"])
         found = read_gguf(tmp_path / "a.gguf")
         data = (tmp_path / "a.gguf").read_bytes()
         for job, tensor in zip(plan.jobs, found.tensors.values(), strict=True):
-            raw = np.empty((job.source.n_rows, job.source.row_bytes), np.uint8)
-            checkpoint.read_rows(job.source, 0, job.source.n_rows, raw)
-            expected = kernels.encode(kernels.decode(raw, job.source.dtype), tensor.qtype).tobytes()
+            (source,) = job.sources
+            raw = np.empty((source.n_rows, source.row_bytes), np.uint8)
+            checkpoint.read_rows(source, 0, source.n_rows, raw)
+            expected = kernels.encode(kernels.decode(raw, source.dtype), tensor.qtype).tobytes()
             start = found.data_offset + tensor.offset
             assert data[start : start + tensor.nbytes] == expected, tensor.name
 

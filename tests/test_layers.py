@@ -51,13 +51,13 @@ def imports() -> Iterator[tuple[str, str, str]]:
             if isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom):
-                assert node.level == 0, f"{path}:{node.lineno}: a relative import"
-                names = [f"quantkit.{a.name}" for a in node.names] if node.module == "quantkit" else [str(node.module)]
+                module = "." * node.level + (node.module or "")  # a relative one is nobody's library: refused below
+                names = [f"quantkit.{alias.name}" for alias in node.names] if module == "quantkit" else [module]
             else:
                 continue
             for name in names:
-                top, _, rest = name.partition(".")
-                target = f"quantkit.{rest.partition('.')[0]}" if top == "quantkit" else top
+                top, *rest = name.split(".")
+                target = f"quantkit.{rest[0]}" if top == "quantkit" and rest else top
                 yield f"{path}:{node.lineno}", part, target
 
 

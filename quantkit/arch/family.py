@@ -42,22 +42,30 @@ class Network:
 class TensorMap:
     """One tensor of the network.
 
-    gguf, source   its name in GGUF and in the checkpoint; "{i}" stands for the layer
-    shape          NumPy order, each dimension an attribute of Network
+    gguf      its name in GGUF; "{i}" stands for the layer
+    sources   the checkpoint's tensors whose rows it has, one after another; likewise
+    shape     NumPy order, each dimension an attribute of Network
+    rows      of each source, attributes of Network, where there are several sources
     """
 
     gguf: str
-    source: str
+    sources: tuple[str, ...]
     shape: tuple[str, ...]
+    rows: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class MappedTensor:
-    """A TensorMap with its layer and sizes filled in."""
+    """A TensorMap with its layer and sizes filled in; or values that no tensor of the checkpoint holds.
+
+    sources   name and shape of each tensor whose rows it has
+    values    the whole tensor, float32, where there are no sources
+    """
 
     gguf: str
-    source: str
     shape: tuple[int, ...]
+    sources: tuple[tuple[str, tuple[int, ...]], ...]
+    values: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,7 +92,12 @@ class Family:
 
         def filled(tensor: TensorMap, layer: int | str) -> MappedTensor:
             shape = tuple(getattr(network, dimension) for dimension in tensor.shape)
-            return MappedTensor(tensor.gguf.format(i=layer), tensor.source.format(i=layer), shape)
+            rows = [getattr(network, dimension) for dimension in tensor.rows] or [shape[0]]
+            sources = tuple(
+                (source.format(i=layer), (n_rows, *shape[1:]))
+                for source, n_rows in zip(tensor.sources, rows, strict=True)
+            )
+            return MappedTensor(tensor.gguf.format(i=layer), shape, sources)
 
         per_layer = [filled(tensor, i) for i in range(network.layers) for tensor in self.layer_tensors]
         return [filled(tensor, "") for tensor in self.tensors] + per_layer

@@ -93,19 +93,19 @@ FAMILY = Family(
     architectures=("Phi3ForCausalLM",),
     gguf_name="phi3",
     tensors=(
-        TensorMap("token_embd.weight", "model.embed_tokens.weight", ("vocabulary", "hidden")),
-        TensorMap("output_norm.weight", "model.norm.weight", ("hidden",)),
-        TensorMap("output.weight", "lm_head.weight", ("vocabulary", "hidden")),
+        TensorMap("token_embd.weight", ("model.embed_tokens.weight",), ("vocabulary", "hidden")),
+        TensorMap("output_norm.weight", ("model.norm.weight",), ("hidden",)),
+        TensorMap("output.weight", ("lm_head.weight",), ("vocabulary", "hidden")),
     ),
     layer_tensors=(
-        TensorMap("blk.{i}.attn_norm.weight", "model.layers.{i}.input_layernorm.weight", ("hidden",)),
-        TensorMap("blk.{i}.attn_qkv.weight", "model.layers.{i}.self_attn.qkv_proj.weight", ("qkv_rows", "hidden")),
+        TensorMap("blk.{i}.attn_norm.weight", ("model.layers.{i}.input_layernorm.weight",), ("hidden",)),
+        TensorMap("blk.{i}.attn_qkv.weight", ("model.layers.{i}.self_attn.qkv_proj.weight",), ("qkv_rows", "hidden")),
         TensorMap(
-            "blk.{i}.attn_output.weight", "model.layers.{i}.self_attn.o_proj.weight", ("hidden", "attention_rows")
+            "blk.{i}.attn_output.weight", ("model.layers.{i}.self_attn.o_proj.weight",), ("hidden", "attention_rows")
         ),
-        TensorMap("blk.{i}.ffn_norm.weight", "model.layers.{i}.post_attention_layernorm.weight", ("hidden",)),
-        TensorMap("blk.{i}.ffn_up.weight", "model.layers.{i}.mlp.gate_up_proj.weight", ("gate_up_rows", "hidden")),
-        TensorMap("blk.{i}.ffn_down.weight", "model.layers.{i}.mlp.down_proj.weight", ("hidden", "feed_forward")),
+        TensorMap("blk.{i}.ffn_norm.weight", ("model.layers.{i}.post_attention_layernorm.weight",), ("hidden",)),
+        TensorMap("blk.{i}.ffn_up.weight", ("model.layers.{i}.mlp.gate_up_proj.weight",), ("gate_up_rows", "hidden")),
+        TensorMap("blk.{i}.ffn_down.weight", ("model.layers.{i}.mlp.down_proj.weight",), ("hidden", "feed_forward")),
     ),
     read_network=read_network,
     keys=keys,
