@@ -137,23 +137,24 @@ static int64_t find_unfit(const float *x, int64_t n, float limit) {
     return n;
 }
 
-qk_status qk_encode(qk_type type, const float *rows, int64_t n_rows, int64_t n_columns, float limit, uint8_t *blocks,
-                    int64_t *unfit) {
+qk_status qk_encode(qk_type type, const float *rows, int64_t n_rows, int64_t n_columns, const float *importance,
+                    float limit, uint8_t *blocks, int64_t *unfit) {
     const qk_kernel *kernel = find(type);
     if (kernel == NULL) return QK_UNKNOWN_TYPE;
     const int64_t row_bytes = qk_row_bytes(type, n_columns);
     if (row_bytes < 0 || n_rows < 0) return QK_BAD_SHAPE;
     qk_status status = QK_OK;
     const float_mode mode = enter_float_mode();
-    for (int64_t row = 0; row < n_rows && status == QK_OK; row++) {
+    for (int64_t row = 0; row < n_rows; row += QK_MAX_ROWS) { /* few rows: what the check reads stays in the cache */
+        const int64_t n = n_rows - row < QK_MAX_ROWS ? n_rows - row : QK_MAX_ROWS;
         const float *x = rows + row * n_columns;
-        const int64_t at = find_unfit(x, n_columns, limit); /* row by row: what it reads stays in the cache */
-        if (at < n_columns) {
+        const int64_t at = find_unfit(x, n * n_columns, limit);
+        if (at < n * n_columns) {
             *unfit = row * n_columns + at;
             status = QK_UNFIT;
-        } else {
-            kernel->encode(x, n_columns / kernel->block_weights, blocks + row * row_bytes);
+            break;
         }
+        kernel->encode(x, n, n_columns, importance, blocks + row * row_bytes);
     }
     leave_float_mode(mode);
     return status;

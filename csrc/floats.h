@@ -2,13 +2,13 @@
 #include <stdint.h>
 #include <string.h>
 
-static inline uint32_t float_bits(float x) {
+INLINE uint32_t float_bits(float x) {
     uint32_t bits;
     memcpy(&bits, &x, sizeof bits);
     return bits;
 }
 
-static inline float bits_float(uint32_t bits) {
+INLINE float bits_float(uint32_t bits) {
     float x;
     memcpy(&x, &bits, sizeof x);
     return x;
@@ -17,7 +17,7 @@ static inline float bits_float(uint32_t bits) {
 /* Round to nearest, ties to even; overflow to infinity; NaN to a quiet NaN.
  * From 2^-14 on (normal halves) the exponent is rebased by 112 and the low 13 bits are rounded away. Below, adding 0.5
  * aligns the value so that the sum's last bits count steps of 2^-24, the unit of subnormal halves. */
-static inline uint16_t f16_from_f32(float x) {
+INLINE uint16_t f16_from_f32(float x) {
     const uint32_t bits = float_bits(x);
     const uint32_t magnitude = bits & 0x7fffffff;
     const uint32_t normal = (magnitude - (112u << 23) + 0x0fff + (magnitude >> 13 & 1)) >> 13;
@@ -28,7 +28,7 @@ static inline uint16_t f16_from_f32(float x) {
     return (uint16_t)(half | (bits >> 16 & 0x8000));
 }
 
-static inline float f32_from_f16(uint16_t half) {
+INLINE float f32_from_f16(uint16_t half) {
     const uint32_t magnitude = half & 0x7fff;
     const uint32_t normal = (magnitude << 13) + (112u << 23);
     const uint32_t subnormal = float_bits((float)(int32_t)magnitude * 0x1p-24f);
@@ -39,19 +39,19 @@ static inline float f32_from_f16(uint16_t half) {
 }
 
 /* Round to nearest, ties to even; NaN to a quiet NaN. */
-static inline uint16_t bf16_from_f32(float x) {
+INLINE uint16_t bf16_from_f32(float x) {
     const uint32_t bits = float_bits(x);
     const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
     return (uint16_t)((bits & 0x7fffffff) > 0x7f800000 ? bits >> 16 | 64 : rounded);
 }
 
-static inline float f32_from_bf16(uint16_t half) { return bits_float((uint32_t)half << 16); }
+INLINE float f32_from_bf16(uint16_t half) { return bits_float((uint32_t)half << 16); }
 
 /* Unaligned access to the halves inside blocks. GGUF is little endian, and so is every machine this builds for. */
-static inline uint16_t get_u16(const uint8_t *p) {
+INLINE uint16_t get_u16(const uint8_t *p) {
     uint16_t v;
     memcpy(&v, p, sizeof v);
     return v;
 }
 
-static inline void put_u16(uint8_t *p, uint16_t v) { memcpy(p, &v, sizeof v); }
+INLINE void put_u16(uint8_t *p, uint16_t v) { memcpy(p, &v, sizeof v); }

@@ -6,14 +6,22 @@
 
 #include "quantkit.h"
 
+/* Small functions are inlined into every width, so that constants of a type reach the searches. */
+#if defined(__GNUC__)
+#define INLINE static inline __attribute__((always_inline))
+#else
+#define INLINE static inline
+#endif
+
 typedef struct {
     qk_type type;
     int64_t block_weights, block_bytes;
-    void (*encode)(const float *x, int64_t n_blocks, uint8_t *out);
+    /* At most QK_MAX_ROWS rows; importance is NULL or n_columns floats. */
+    void (*encode)(const float *rows, int64_t n_rows, int64_t n_columns, const float *importance, uint8_t *out);
     void (*decode)(const uint8_t *in, int64_t n_blocks, float *x);
 } qk_kernel;
 
-enum { QK_N_KERNELS = 7 };
+enum { QK_N_KERNELS = 13, QK_MAX_ROWS = 16 };
 
 extern const qk_kernel qk_kernels_scalar[QK_N_KERNELS];
 extern const qk_kernel qk_kernels_baseline[QK_N_KERNELS];

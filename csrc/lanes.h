@@ -17,7 +17,7 @@
 #define MANTISSA_MASK 0x007fffff
 #define MANTISSA_HALF 0x00400000
 
-static inline int32_t nearest_int(float x) {
+INLINE int32_t nearest_int(float x) {
     float shifted = x + ROUNDING_MAGIC;
     int32_t bits;
     memcpy(&bits, &shifted, sizeof bits);
@@ -30,83 +30,91 @@ typedef float lane_f;
 typedef int32_t lane_i;
 typedef bool lane_mask;
 
-static inline lane_f splat(float x) { return x; }
-static inline lane_f load(const float *p) { return *p; }
-static inline void store(float *p, lane_f a) { *p = a; }
-static inline void store_i(int32_t *p, lane_i a) { *p = a; }
-static inline lane_mask lt(lane_f a, lane_f b) { return a < b; }
-static inline lane_mask gt(lane_f a, lane_f b) { return a > b; }
-static inline lane_mask eq(lane_f a, lane_f b) { return a == b; }
-static inline lane_mask both(lane_mask a, lane_mask b) { return a && b; }
-static inline bool any(lane_mask m) { return m; }
-static inline lane_f pick(lane_mask m, lane_f a, lane_f b) { return m ? a : b; }
-static inline lane_i pick_i(lane_mask m, lane_i a, lane_i b) { return m ? a : b; }
-static inline lane_f absolute(lane_f a) { return fabsf(a); }
-static inline lane_f root(lane_f a) { return sqrtf(a); }
-static inline lane_i nearest(lane_f a) { return nearest_int(a); }
-static inline lane_f to_float(lane_i a) { return (float)a; }
-static inline lane_i clamp(lane_i a, int low, int high) { return a < low ? low : a > high ? high : a; }
-static inline void transpose(lane_f *a) { (void)a; }
+INLINE lane_f splat(float x) { return x; }
+INLINE lane_f load(const float *p) { return *p; }
+INLINE void store(float *p, lane_f a) { *p = a; }
+INLINE void store_i(int32_t *p, lane_i a) { *p = a; }
+INLINE lane_mask lt(lane_f a, lane_f b) { return a < b; }
+INLINE lane_mask gt(lane_f a, lane_f b) { return a > b; }
+INLINE lane_mask eq(lane_f a, lane_f b) { return a == b; }
+INLINE lane_mask not_eq (lane_f a, lane_f b) { return a != b; }
+INLINE lane_mask both(lane_mask a, lane_mask b) { return a && b; }
+INLINE lane_mask either(lane_mask a, lane_mask b) { return a || b; }
+INLINE bool any(lane_mask m) { return m; }
+INLINE lane_f pick(lane_mask m, lane_f a, lane_f b) { return m ? a : b; }
+INLINE lane_i pick_i(lane_mask m, lane_i a, lane_i b) { return m ? a : b; }
+INLINE lane_f absolute(lane_f a) { return fabsf(a); }
+INLINE lane_f root(lane_f a) { return sqrtf(a); }
+INLINE lane_i nearest(lane_f a) { return nearest_int(a); }
+INLINE lane_f to_float(lane_i a) { return (float)a; }
+INLINE lane_i truncated(lane_f a) { return (lane_i)a; }
+INLINE lane_i at_most(lane_i a, int high) { return a > high ? high : a; }
+INLINE lane_i clamp(lane_i a, int low, int high) { return a < low ? low : at_most(a, high); }
+INLINE void transpose(lane_f *a) { (void)a; }
 
 #else
 
 typedef float lane_f __attribute__((vector_size(4 * LANES)));
 typedef int32_t lane_i __attribute__((vector_size(4 * LANES)));
 
-static inline lane_f splat(float x) { return (lane_f){0} + x; }
-static inline lane_i splat_i(int32_t x) { return (lane_i){0} + x; }
-static inline lane_f load(const float *p) {
+INLINE lane_f splat(float x) { return (lane_f){0} + x; }
+INLINE lane_i splat_i(int32_t x) { return (lane_i){0} + x; }
+INLINE lane_f load(const float *p) {
     lane_f a;
     memcpy(&a, p, sizeof a);
     return a;
 }
-static inline void store(float *p, lane_f a) { memcpy(p, &a, sizeof a); }
-static inline void store_i(int32_t *p, lane_i a) { memcpy(p, &a, sizeof a); }
-static inline lane_f to_float(lane_i a) { return __builtin_convertvector(a, lane_f); }
-static inline lane_f absolute(lane_f a) { return (lane_f)((lane_i)a & 0x7fffffff); }
-static inline lane_i nearest(lane_f a) { return ((lane_i)(a + ROUNDING_MAGIC) & MANTISSA_MASK) - MANTISSA_HALF; }
+INLINE void store(float *p, lane_f a) { memcpy(p, &a, sizeof a); }
+INLINE void store_i(int32_t *p, lane_i a) { memcpy(p, &a, sizeof a); }
+INLINE lane_f to_float(lane_i a) { return __builtin_convertvector(a, lane_f); }
+INLINE lane_i truncated(lane_f a) { return __builtin_convertvector(a, lane_i); }
+INLINE lane_f absolute(lane_f a) { return (lane_f)((lane_i)a & 0x7fffffff); }
+INLINE lane_i nearest(lane_f a) { return ((lane_i)(a + ROUNDING_MAGIC) & MANTISSA_MASK) - MANTISSA_HALF; }
 
 #if LANES == 16 && defined(__AVX512F__)
 #include <immintrin.h>
 typedef __mmask16 lane_mask;
 
-/* Comparisons are ordered: false where either side is NaN. */
-static inline lane_mask lt(lane_f a, lane_f b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LT_OQ); }
-static inline lane_mask gt(lane_f a, lane_f b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GT_OQ); }
-static inline lane_mask eq(lane_f a, lane_f b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_EQ_OQ); }
-static inline lane_mask both(lane_mask a, lane_mask b) { return a & b; }
-static inline bool any(lane_mask m) { return m != 0; }
-static inline lane_f pick(lane_mask m, lane_f a, lane_f b) {
-    return (lane_f)_mm512_mask_blend_ps(m, (__m512)b, (__m512)a);
-}
-static inline lane_i pick_i(lane_mask m, lane_i a, lane_i b) {
+/* Comparisons are false where either side is NaN, but for not_eq. */
+INLINE lane_mask lt(lane_f a, lane_f b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LT_OQ); }
+INLINE lane_mask gt(lane_f a, lane_f b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_GT_OQ); }
+INLINE lane_mask eq(lane_f a, lane_f b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_EQ_OQ); }
+INLINE lane_mask not_eq (lane_f a, lane_f b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_NEQ_UQ); }
+INLINE lane_mask both(lane_mask a, lane_mask b) { return a & b; }
+INLINE lane_mask either(lane_mask a, lane_mask b) { return a | b; }
+INLINE bool any(lane_mask m) { return m != 0; }
+INLINE lane_f pick(lane_mask m, lane_f a, lane_f b) { return (lane_f)_mm512_mask_blend_ps(m, (__m512)b, (__m512)a); }
+INLINE lane_i pick_i(lane_mask m, lane_i a, lane_i b) {
     return (lane_i)_mm512_mask_blend_epi32(m, (__m512i)b, (__m512i)a);
 }
-static inline lane_f root(lane_f a) { return (lane_f)_mm512_sqrt_ps((__m512)a); }
-static inline lane_i clamp(lane_i a, int low, int high) {
-    __m512i capped = _mm512_min_epi32((__m512i)a, _mm512_set1_epi32(high));
-    return (lane_i)_mm512_max_epi32(capped, _mm512_set1_epi32(low));
+INLINE lane_f root(lane_f a) { return (lane_f)_mm512_sqrt_ps((__m512)a); }
+INLINE lane_i at_most(lane_i a, int high) { return (lane_i)_mm512_min_epi32((__m512i)a, _mm512_set1_epi32(high)); }
+INLINE lane_i clamp(lane_i a, int low, int high) {
+    return (lane_i)_mm512_max_epi32((__m512i)at_most(a, high), _mm512_set1_epi32(low));
 }
 
 #else
 typedef lane_i lane_mask; /* all bits set where true */
 
-static inline lane_mask lt(lane_f a, lane_f b) { return a < b; }
-static inline lane_mask gt(lane_f a, lane_f b) { return a > b; }
-static inline lane_mask eq(lane_f a, lane_f b) { return a == b; }
-static inline lane_mask both(lane_mask a, lane_mask b) { return a & b; }
-static inline bool any(lane_mask m) {
+INLINE lane_mask lt(lane_f a, lane_f b) { return a < b; }
+INLINE lane_mask gt(lane_f a, lane_f b) { return a > b; }
+INLINE lane_mask eq(lane_f a, lane_f b) { return a == b; }
+INLINE lane_mask not_eq (lane_f a, lane_f b) { return a != b; }
+INLINE lane_mask both(lane_mask a, lane_mask b) { return a & b; }
+INLINE lane_mask either(lane_mask a, lane_mask b) { return a | b; }
+INLINE bool any(lane_mask m) {
     static const lane_mask none;
     return memcmp(&m, &none, sizeof m) != 0;
 }
-static inline lane_i pick_i(lane_mask m, lane_i a, lane_i b) { return (a & m) | (b & ~m); }
-static inline lane_f pick(lane_mask m, lane_f a, lane_f b) { return (lane_f)pick_i(m, (lane_i)a, (lane_i)b); }
-static inline lane_f root(lane_f a) {
+INLINE lane_i pick_i(lane_mask m, lane_i a, lane_i b) { return (a & m) | (b & ~m); }
+INLINE lane_f pick(lane_mask m, lane_f a, lane_f b) { return (lane_f)pick_i(m, (lane_i)a, (lane_i)b); }
+INLINE lane_f root(lane_f a) {
     for (int i = 0; i < LANES; i++) a[i] = sqrtf(a[i]);
     return a;
 }
-static inline lane_i clamp(lane_i a, int low, int high) {
-    a = pick_i(a > high, splat_i(high), a);
+INLINE lane_i at_most(lane_i a, int high) { return pick_i(a > high, splat_i(high), a); }
+INLINE lane_i clamp(lane_i a, int low, int high) {
+    a = at_most(a, high);
     return pick_i(a < low, splat_i(low), a);
 }
 #endif
@@ -129,7 +137,7 @@ static inline lane_i clamp(lane_i a, int low, int high) {
 #endif
 
 /* a[i] lane j <-> a[j] lane i, for LANES registers. */
-static inline void transpose(lane_f *a) {
+INLINE void transpose(lane_f *a) {
     for (int width = 1; width < LANES; width *= 2) {
         lane_f zipped[LANES];
         for (int i = 0; i < LANES / 2; i++) {
@@ -143,7 +151,7 @@ static inline void transpose(lane_f *a) {
 #endif
 
 /* One lane a run of n consecutive floats, n a multiple of 16: a[i] lane j = runs[j * n + i]. */
-static inline void load_runs(const float *runs, int n, lane_f *a) {
+INLINE void load_runs(const float *runs, int n, lane_f *a) {
     for (int i = 0; i < n; i += LANES) {
         for (int j = 0; j < LANES; j++) a[i + j] = load(runs + j * n + i);
         transpose(a + i);
@@ -151,7 +159,7 @@ static inline void load_runs(const float *runs, int n, lane_f *a) {
 }
 
 /* The way back for codes 0..255: runs[j * n + i] = a[i] lane j. Four codes travel as the bytes of one lane. */
-static inline void store_code_runs(uint8_t *runs, int n, const lane_i *a) {
+INLINE void store_code_runs(uint8_t *runs, int n, const lane_i *a) {
     int32_t four[LANES];
     for (int i = 0; i < n; i += 4) {
         store_i(four, a[i] | a[i + 1] << 8 | a[i + 2] << 16 | a[i + 3] << 24);

@@ -32,18 +32,22 @@ static PyObject *encode(PyObject *self, PyObject *args) {
     int type;
     long long n_rows, n_columns;
     float limit;
-    Py_buffer rows, blocks;
-    if (!PyArg_ParseTuple(args, "iy*LLfw*", &type, &rows, &n_rows, &n_columns, &limit, &blocks)) return NULL;
+    Py_buffer rows, importance, blocks; /* importance.buf is NULL for None */
+    if (!PyArg_ParseTuple(args, "iy*LLz*fw*", &type, &rows, &n_rows, &n_columns, &importance, &limit, &blocks))
+        return NULL;
     PyObject *result = NULL;
-    if (sizes_fit(type, n_rows, n_columns, &rows, &blocks)) {
+    if (importance.buf != NULL && importance.len / 4 != n_columns) {
+        PyErr_SetString(PyExc_ValueError, "importance does not have the size of a row");
+    } else if (sizes_fit(type, n_rows, n_columns, &rows, &blocks)) {
         qk_status status;
         int64_t unfit = -1;
         Py_BEGIN_ALLOW_THREADS
-        status = qk_encode((qk_type)type, rows.buf, n_rows, n_columns, limit, blocks.buf, &unfit);
+        status = qk_encode((qk_type)type, rows.buf, n_rows, n_columns, importance.buf, limit, blocks.buf, &unfit);
         Py_END_ALLOW_THREADS
         result = status == QK_OK || status == QK_UNFIT ? PyLong_FromLongLong(unfit) : refuse(status);
     }
     PyBuffer_Release(&rows);
+    PyBuffer_Release(&importance);
     PyBuffer_Release(&blocks);
     return result;
 }
@@ -92,7 +96,8 @@ static PyObject *isas(PyObject *self, PyObject *args) {
 
 static PyMethodDef methods[] = {
     {"encode", encode, METH_VARARGS,
-     "encode(type, rows, n_rows, n_columns, limit, blocks): pack; the flat index of the first unfit value, or -1"},
+     "encode(type, rows, n_rows, n_columns, importance, limit, blocks): pack; the flat index of the first unfit value, "
+     "or -1"},
     {"decode", decode, METH_VARARGS, "decode(type, blocks, n_rows, n_columns, rows): unpack"},
     {"use", use, METH_VARARGS, "use(name): choose the instruction set, None for the fastest"},
     {"isa", isa, METH_NOARGS, "isa(): the instruction set in use"},

@@ -25,7 +25,13 @@ extern "C" {
 typedef enum {
     QK_F32 = 0,
     QK_F16 = 1,
+    QK_Q4_0 = 2,
+    QK_Q4_1 = 3,
+    QK_Q5_0 = 6,
+    QK_Q5_1 = 7,
     QK_Q8_0 = 8,
+    QK_Q2_K = 10,
+    QK_Q3_K = 11,
     QK_Q4_K = 12,
     QK_Q5_K = 13,
     QK_Q6_K = 14,
@@ -44,9 +50,11 @@ typedef enum {
 int64_t qk_row_bytes(qk_type type, int64_t n_columns);
 
 /* Pack n_rows x n_columns floats into n_rows * qk_row_bytes() bytes.
- * Every |value| must be <= limit. Else QK_UNFIT is returned and *unfit is the flat index of the first that is not. */
-qk_status qk_encode(qk_type type, const float *rows, int64_t n_rows, int64_t n_columns, float limit, uint8_t *blocks,
-                    int64_t *unfit);
+ * importance is NULL, or n_columns weights >= 0: how much each column counts in the squared error (F32, F16, BF16 and
+ * Q8_0 come out the same with any). Every |value| must be <= limit. Else QK_UNFIT is returned and *unfit is the flat
+ * index of the first that is not. */
+qk_status qk_encode(qk_type type, const float *rows, int64_t n_rows, int64_t n_columns, const float *importance,
+                    float limit, uint8_t *blocks, int64_t *unfit);
 
 /* Unpack n_rows x n_columns floats from n_rows * qk_row_bytes() bytes. Any bytes are decoded, NaN scales included. */
 qk_status qk_decode(qk_type type, const uint8_t *blocks, int64_t n_rows, int64_t n_columns, float *rows);

@@ -1,5 +1,124 @@
-/* scale_min_block.h: what Q4_K and Q5_K share. 256 weights in 8 runs of 32, x = d * scale[r] * q - dmin * min[r];
- * scale and min are 6-bit, and a block begins with
+/* scale_min_block.h: what Q2_K, Q4_K and Q5_K share: 256 weights in runs, x = d * scale[r] * q - dmin * min[r].
+ * A chunk of LANES blocks goes through three stages: every run is fitted, each block's scales and minima are made codes
+ * of one float16 unit each, and every run is coded against its packed scale.
+ */
+enum { MAX_RUNS = 16 };
+
+typedef enum { BY_MAGNITUDE, BY_RMS_AND_MAGNITUDE } plain_weight;
+
+typedef struct {
+    int run, runs;           /* weights in a run, runs in a block */
+    int max_code, max_scale; /* largest q, and largest scale and min */
+    plain_weight weight;     /* of a weight x without importance: |x|, or the run's rms + |x| */
+    float energy;            /* with importance: importance * sqrt(energy * mean square of the block + x^2) */
+    scale_min_search plain, weighted;
+} scale_min_kind;
+
+typedef struct {
+    uint16_t d[LANES], dmin[LANES];
+    uint8_t scale[LANES * MAX_RUNS], min[LANES * MAX_RUNS];
+    uint8_t q[LANES * BLOCK_256];
+} scale_min_chunk;
+
+/* One block's values as multiples of a float16 unit: the largest becomes max_code. Codes are bytes: what is out of
+ * range wraps, as ggml's conversion does. */
+static uint16_t plain_codes(const float *values, int n, int max_code, uint8_t *codes) {
+    float largest = 0;
+    for (int r = 0; r < n; r++)
+        if (values[r] > largest) largest = values[r];
+    const float inverse = largest > 0 ? (float)max_code / largest : 0.0f;
+    for (int r = 0; r < n; r++) codes[r] = (uint8_t)nearest_int(inverse * values[r]);
+    return f16_from_f32(largest / (float)max_code);
+}
+
+/* The same for every block of the chunk, fitted to the runs' summed weights. */
+INLINE void fitted_codes(const float *values, const float *sum_w, int runs, int max_code, uint16_t *unit,
+                         uint8_t *codes) {
+    lane_f v[MAX_RUNS], w[MAX_RUNS];
+    lane_i code[MAX_RUNS];
+    for (int r = 0; r < runs; r++) {
+        v[r] = gather(values, r, runs);
+        w[r] = gather(sum_w, r, runs);
+    }
+    float units[LANES];
+    store(units, fit_positive(v, w, runs, max_code, code));
+    for (int b = 0; b < LANES; b++) unit[b] = f16_from_f32(units[b]);
+    for (int r = 0; r < runs; r++) {
+        int32_t lane[LANES];
+        store_i(lane, code[r]);
+        for (int b = 0; b < LANES; b++) codes[b * runs + r] = (uint8_t)lane[b];
+    }
+}
+
+INLINE void encode_scale_min_chunk(scale_min_kind kind, chunk c, scale_min_chunk *out) {
+    const int n = kind.run, runs = kind.runs;
+    const scale_min_search search = c.importance ? kind.weighted : kind.plain;
+    scale_min_fit fit[MAX_RUNS]; /* LANES blocks of `runs` runs are `runs` passes of LANES runs */
+    float scale[LANES * MAX_RUNS], min[LANES * MAX_RUNS], sum_w[LANES * MAX_RUNS], energy[LANES] = {0};
+    if (c.importance) store(energy, kind.energy * sum_of_squares(c.x, BLOCK_256) / (float)BLOCK_256);
+
+    for (int pass = 0; pass < runs; pass++) {
+        lane_f x[MAX_RUN], w[MAX_RUN];
+        load_runs(c.x + pass * LANES * n, n, x);
+        if (c.importance) {
+            const lane_f offset = spread(energy, pass, runs);
+            load_runs(c.importance + pass * LANES * n, n, w);
+            lane_f sum = splat(0);
+            for (int i = 0; i < n; i++) {
+                w[i] *= root(offset + x[i] * x[i]);
+                sum += w[i];
+            }
+            store(sum_w + pass * LANES, sum);
+        } else {
+            lane_f rms = splat(0);
+            if (kind.weight == BY_RMS_AND_MAGNITUDE) {
+                for (int i = 0; i < n; i++) rms += x[i] * x[i];
+                rms = root(rms / (float)n);
+            }
+            for (int i = 0; i < n; i++) w[i] = rms + absolute(x[i]);
+        }
+        fit[pass] = fit_scale_min(x, w, n, kind.max_code, search);
+        store(scale + pass * LANES, fit[pass].scale);
+        store(min + pass * LANES, fit[pass].minimum);
+    }
+
+    if (c.importance) {
+        fitted_codes(scale, sum_w, runs, kind.max_scale, out->d, out->scale);
+        fitted_codes(min, sum_w, runs, kind.max_scale, out->dmin, out->min);
+    } else {
+        for (int b = 0; b < LANES; b++) {
+            out->d[b] = plain_codes(scale + b * runs, runs, kind.max_scale, out->scale + b * runs);
+            out->dmin[b] = plain_codes(min + b * runs, runs, kind.max_scale, out->min + b * runs);
+        }
+    }
+    for (int i = 0; i < LANES * runs; i++) {
+        if (out->scale[i] > kind.max_scale) out->scale[i] = (uint8_t)kind.max_scale;
+        if (out->min[i] > kind.max_scale) out->min[i] = (uint8_t)kind.max_scale;
+        scale[i] = f32_from_f16(out->d[i / runs]) * out->scale[i];
+        min[i] = f32_from_f16(out->dmin[i / runs]) * out->min[i];
+    }
+
+    for (int pass = 0; pass < runs; pass++) {
+        lane_f x[MAX_RUN];
+        lane_i q[MAX_RUN];
+        load_runs(c.x + pass * LANES * n, n, x);
+        const lane_f step = load(scale + pass * LANES), offset = load(min + pass * LANES);
+        const lane_mask lost = eq(step, splat(0));
+        for (int i = 0; i < n; i++) q[i] = clamp(nearest((x[i] + offset) / step), 0, kind.max_code);
+        if (any(lost)) {
+            for (int i = 0; i < n; i++) {
+                lane_i own = code_of(x[i], fit[pass].inverse, fit[pass].origin, kind.max_code, false);
+                if (search.guarded)
+                    own = pick_i(fit[pass].guarded,
+                                 code_of(x[i], fit[pass].inverse, fit[pass].origin, kind.max_code, true), own);
+                q[i] = pick_i(lost, own, q[i]);
+            }
+        }
+        store_code_runs(out->q + pass * LANES * n, n, q);
+    }
+}
+
+/* Q4_K and Q5_K begin with
  *
  *     byte  0..1      d      float16
  *           2..3      dmin   float16
@@ -7,111 +126,23 @@
  *           8..11     min[r]   bits 0..5 | min[r + 4]   bits 4..5 << 6
  *           12..15    scale[r + 4] bits 0..3 | min[r + 4] bits 0..3 << 4
  */
-enum {
-    BLOCK = 256,
-    RUN = 32,
-    RUNS = 8,
-    GROUP = LANES > RUNS ? LANES / RUNS : 1, /* blocks whose runs fill the lanes */
-    PASSES = GROUP * RUNS / LANES,
-};
-
-typedef struct {
-    float d, dmin;
-    uint8_t scale[RUNS], min[RUNS];
-} block_scales;
-
-static inline void pack_six_bits(const uint8_t *scale, const uint8_t *min, uint8_t *out) {
+INLINE void pack_six_bits(uint16_t d, uint16_t dmin, const uint8_t *scale, const uint8_t *min, uint8_t *out) {
+    put_u16(out, d);
+    put_u16(out + 2, dmin);
     for (int r = 0; r < 4; r++) {
-        out[r] = (uint8_t)(scale[r] | scale[r + 4] >> 4 << 6);
-        out[r + 4] = (uint8_t)(min[r] | min[r + 4] >> 4 << 6);
-        out[r + 8] = (uint8_t)((scale[r + 4] & 15) | min[r + 4] << 4);
+        out[4 + r] = (uint8_t)(scale[r] | scale[r + 4] >> 4 << 6);
+        out[8 + r] = (uint8_t)(min[r] | min[r + 4] >> 4 << 6);
+        out[12 + r] = (uint8_t)((scale[r + 4] & 15) | min[r + 4] << 4);
     }
 }
 
-static inline void unpack_six_bits(const uint8_t *in, uint8_t *scale, uint8_t *min) {
+/* What the scales and minima of such a block mean: step[r] = d * scale[r], offset[r] = dmin * min[r]. */
+INLINE void unpack_six_bits(const uint8_t *in, float *step, float *offset) {
+    const float d = f32_from_f16(get_u16(in)), dmin = f32_from_f16(get_u16(in + 2));
     for (int r = 0; r < 4; r++) {
-        scale[r] = in[r] & 63;
-        min[r] = in[r + 4] & 63;
-        scale[r + 4] = (uint8_t)((in[r + 8] & 15) | in[r] >> 6 << 4);
-        min[r + 4] = (uint8_t)(in[r + 8] >> 4 | in[r + 4] >> 6 << 4);
-    }
-}
-
-static inline block_scales unpack_scales(const uint8_t *in) {
-    block_scales s = {.d = f32_from_f16(get_u16(in)), .dmin = f32_from_f16(get_u16(in + 2))};
-    unpack_six_bits(in + 4, s.scale, s.min);
-    return s;
-}
-
-/* 8 values as 6-bit multiples of a float16 unit, which is returned; the largest becomes 63. What is out of range wraps
- * like ggml's conversion to uint8_t, then saturates. */
-static inline uint16_t six_bits(const float *values, uint8_t *codes) {
-    float largest = 0;
-    for (int r = 0; r < RUNS; r++)
-        if (values[r] > largest) largest = values[r];
-    const float inverse = largest > 0 ? 63.0f / largest : 0.0f;
-    for (int r = 0; r < RUNS; r++) {
-        const uint8_t code = (uint8_t)nearest_int(inverse * values[r]);
-        codes[r] = code > 63 ? 63 : code;
-    }
-    return f16_from_f32(largest / 63.0f);
-}
-
-/* Write the first 16 bytes of a block for its 8 fitted scales and minima, and put in their place what they decode to.
- */
-static inline void pack_scales(float *scale, float *min, uint8_t *out) {
-    uint8_t scale_code[RUNS], min_code[RUNS];
-    put_u16(out, six_bits(scale, scale_code));
-    put_u16(out + 2, six_bits(min, min_code));
-    pack_six_bits(scale_code, min_code, out + 4);
-    const block_scales s = unpack_scales(out);
-    for (int r = 0; r < RUNS; r++) {
-        scale[r] = s.d * s.scale[r];
-        min[r] = s.dmin * s.min[r];
-    }
-}
-
-/* Encode GROUP blocks up to their codes: fit every run, pack the scales of each block into the first bytes of its place
- * in out, and code every run against its packed scale. code is uint8 (GROUP, 256). */
-static inline void encode_scales_and_codes(const float *x, int max_code, scale_min_search search, uint8_t *out,
-                                           int block_bytes, uint8_t *code) {
-    lane_f runs[PASSES][RUN];
-    scale_min_fit fit[PASSES];
-    float scale[GROUP * RUNS], min[GROUP * RUNS];
-    for (int pass = 0; pass < PASSES; pass++) {
-        lane_f *v = runs[pass], weight[RUN], sum_x2 = splat(0);
-        load_runs(x + pass * LANES * RUN, RUN, v);
-        for (int i = 0; i < RUN; i++) sum_x2 += v[i] * v[i];
-        const lane_f rms = root(sum_x2 / (float)RUN);
-        for (int i = 0; i < RUN; i++) weight[i] = rms + absolute(v[i]);
-        fit[pass] = fit_scale_min(v, weight, RUN, max_code, search);
-        store(scale + pass * LANES, fit[pass].scale);
-        store(min + pass * LANES, fit[pass].minimum);
-    }
-    for (int b = 0; b < GROUP; b++) pack_scales(scale + b * RUNS, min + b * RUNS, out + b * block_bytes);
-
-    for (int pass = 0; pass < PASSES; pass++) {
-        const lane_f *v = runs[pass];
-        const lane_f step = load(scale + pass * LANES), offset = load(min + pass * LANES);
-        const lane_mask lost = eq(step, splat(0));
-        lane_i q[RUN];
-        for (int i = 0; i < RUN; i++) q[i] = clamp(nearest((v[i] + offset) / step), 0, max_code);
-        if (any(lost))
-            for (int i = 0; i < RUN; i++)
-                q[i] = pick_i(lost, code_of(v[i], fit[pass].inverse, fit[pass].origin, max_code), q[i]);
-        store_code_runs(code + pass * LANES * RUN, RUN, q);
-    }
-}
-
-/* Run encode_group, which takes GROUP blocks, over any number of them; the last group is filled up with zeros. */
-static inline void in_groups(void (*encode_group)(const float *x, uint8_t *out), const float *x, int64_t n_blocks,
-                             uint8_t *out, int block_bytes) {
-    for (; n_blocks >= GROUP; n_blocks -= GROUP, x += GROUP * BLOCK, out += GROUP * block_bytes) encode_group(x, out);
-    if (n_blocks > 0) {
-        float padded[GROUP * BLOCK] = {0};
-        uint8_t packed[GROUP * 256]; /* no block is larger than its weights */
-        memcpy(padded, x, (size_t)n_blocks * BLOCK * sizeof *x);
-        encode_group(padded, packed);
-        memcpy(out, packed, (size_t)(n_blocks * block_bytes));
+        step[r] = d * (float)(in[4 + r] & 63);
+        offset[r] = dmin * (float)(in[8 + r] & 63);
+        step[r + 4] = d * (float)((in[12 + r] & 15) | in[4 + r] >> 6 << 4);
+        offset[r + 4] = dmin * (float)(in[12 + r] >> 4 | in[8 + r] >> 6 << 4);
     }
 }

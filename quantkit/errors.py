@@ -115,6 +115,10 @@ class OutputError(QuantkitError):
     exit_code = 73
 
 
+class BusyError(OutputError):
+    """Another run is writing this output."""
+
+
 class DiskError(QuantkitError):
     """Reading or writing failed half-way (EIO, ENOSPC, a file that shrank)."""
 
@@ -122,9 +126,15 @@ class DiskError(QuantkitError):
 
 
 class Interrupted(QuantkitError):
-    """Stopped by a signal; nothing stands under a final name."""
+    """Stopped by a signal; nothing stands under a final name, and there is nothing to go on from."""
 
     exit_code = 130
+
+
+class Paused(QuantkitError):
+    """Stopped by a signal; the same command goes on from what is done."""
+
+    exit_code = 75
 
 
 class UnsafeError(QuantkitError):

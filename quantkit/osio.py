@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from quantkit.errors import DiskError, InputError, OutputError
+from quantkit.errors import BusyError, DiskError, InputError, OutputError
 
 try:
     import fcntl
@@ -199,32 +199,55 @@ class AtomicFile:
             out.write(data, offset)
             out.publish()
 
-    The bytes go to `<path>.part` beside it, locked against a second run.  Leaving the block without publish() removes
-    the part, whatever the reason; after a kill it stays, and the next run empties it.  A symbolic link under the final
-    name is replaced, not followed.
+    The bytes go to `<path>.part` beside it, locked against a second run.  Leaving the block without publish() or keep()
+    removes the part, whatever the reason; after a kill it stays.  The next run empties it unless it was told to go on
+    from it.  A symbolic link under the final name is replaced, not followed.
 
     path       the final name
+    go_on      leave in a part that is there already what it holds
     part_path  where the bytes are until publish()
     raises     OutputError  no such folder, no permission, the final name is taken by a folder or device, or another run
                             writes the same file
     """
 
-    def __init__(self, path: PathLike) -> None:
+    def __init__(self, path: PathLike, *, go_on: bool = False) -> None:
         self.path = Path(path)
         _refuse_non_file(self.path)
         self.part_path = self.path.with_name(self.path.name + ".part")
         self._fd = _open_part(self.part_path)
+        if not go_on:
+            self.resize(0)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the part."""
+        return os.fstat(self._fd).st_size
+
+    def resize(self, nbytes: int) -> None:
+        """Cut or extend the part to nbytes, with zeros; raises DiskError."""
+        try:
+            os.ftruncate(self._fd, nbytes)
+        except OSError as error:
+            raise _write_error(DiskError, "cannot be resized", error, file=self.part_path) from error
+
+    def read_into(self, out: memoryview, offset: int) -> None:
+        """Fill out with the part's bytes at offset, from any thread; raises DiskError."""
+        pread_into(self._fd, out, offset, file=self.part_path)
 
     def write(self, data: bytes | bytearray | memoryview, offset: int) -> None:
         """Write data at offset, from any thread; raises DiskError."""
         pwrite_all(self._fd, data, offset, file=self.part_path)
 
-    def publish(self) -> None:
-        """Put the file under its final name, its bytes on disk first; raises DiskError, OutputError."""
+    def sync(self) -> None:
+        """Wait until what was written is on the medium; raises DiskError."""
         try:
             _sync(self._fd)
         except OSError as error:
             raise _write_error(DiskError, "cannot be brought to disk", error, file=self.part_path) from error
+
+    def publish(self) -> None:
+        """Put the file under its final name, its bytes on disk first; raises DiskError, OutputError."""
+        self.sync()
         _refuse_non_file(self.path)  # a device could have come up there since; replace() would remove it
         if fcntl is None:  # Windows does not rename an open file
             self._close()
@@ -237,16 +260,21 @@ class AtomicFile:
         self._close()  # gives up the lock, so only after the part's name is gone
         _sync_folder(self.path.parent)
 
-    def discard(self) -> None:
-        """Remove the part, unless it was published."""
+    def keep(self) -> None:
+        """Close the part and leave it for a later run."""
+        self._close()
+
+    def discard(self) -> bool:
+        """Remove the part, unless it was published or kept; whether it was removed."""
         if self._fd < 0:
-            return
+            return False
         with contextlib.suppress(OSError):
             if _still_named(self._fd, self.part_path):
                 if fcntl is None:
                     self._close()
                 self.part_path.unlink()
         self._close()
+        return True
 
     def _close(self) -> None:
         if self._fd >= 0:
@@ -278,7 +306,7 @@ def _refuse_non_file(path: Path) -> None:
 
 
 def _open_part(path: Path) -> int:
-    """Create or take over a part file, locked and empty; raises OutputError, DiskError."""
+    """Create or take over a part file, locked; raises OutputError, DiskError."""
     while True:
         try:
             fd = os.open(path, _PART_FLAGS, 0o666)
@@ -291,7 +319,6 @@ def _open_part(path: Path) -> int:
                 raise OutputError("is not a regular file", hint="remove it", file=path)
             _lock(fd, path)
             if _still_named(fd, path):
-                os.ftruncate(fd, 0)
                 return fd
         except BaseException:
             os.close(fd)
@@ -307,7 +334,7 @@ def _lock(fd: int, path: Path) -> None:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         hint = "wait for it, or name another output"
-        raise OutputError("another run is writing this file", hint=hint, file=path) from None
+        raise BusyError("another run is writing this file", hint=hint, file=path) from None
     except OSError as error:
         if error.errno not in _NOT_OFFERED:
             raise OutputError(f"cannot be locked: {_reason(error)}", file=path) from error

@@ -52,17 +52,23 @@ class QType:
 
 
 # max_abs.  F32: every finite value.  F16, BF16: the last float32 that rounds to a finite value.  Block types: F16's
-# maximum times the largest multiplier the format puts on its F16 scale (Q8_0: code 127; Q4_K, Q5_K: 6-bit minimum 63;
-# Q6_K: 8-bit scale 128 x code 32), halved where a search may choose a scale beyond the plain one.
+# maximum times the largest multiplier that both signs have on the format's F16 scale (a code, or a scale times a code;
+# of types with a minimum, its multiplier), halved where a search may choose a scale beyond the plain one.
 F32 = QType("F32", 0, 1, 4, float.fromhex("0x1.fffffep127"))
 F16 = QType("F16", 1, 1, 2, float.fromhex("0x1.ffdffep15"))
+BF16 = QType("BF16", 30, 1, 2, float.fromhex("0x1.fefffep127"))
+Q4_0 = QType("Q4_0", 2, 32, 18, 7 * F16_MAX / 2)
+Q4_1 = QType("Q4_1", 3, 32, 20, F16_MAX / 2)
+Q5_0 = QType("Q5_0", 6, 32, 22, 15 * F16_MAX / 2)
+Q5_1 = QType("Q5_1", 7, 32, 24, F16_MAX / 2)
 Q8_0 = QType("Q8_0", 8, 32, 34, 127 * F16_MAX)
+Q2_K = QType("Q2_K", 10, 256, 84, 15 * F16_MAX / 2)
+Q3_K = QType("Q3_K", 11, 256, 110, 31 * 3 * F16_MAX / 2)
 Q4_K = QType("Q4_K", 12, 256, 144, 63 * F16_MAX / 2)
 Q5_K = QType("Q5_K", 13, 256, 176, 63 * F16_MAX / 2)
 Q6_K = QType("Q6_K", 14, 256, 210, 128 * 32 * F16_MAX / 2)
-BF16 = QType("BF16", 30, 1, 2, float.fromhex("0x1.fefffep127"))
 
-ALL = (F32, F16, BF16, Q8_0, Q4_K, Q5_K, Q6_K)
+ALL = (F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K)
 _BY_NAME = {t.name: t for t in ALL}
 _BY_ID = {t.id: t for t in ALL}
 

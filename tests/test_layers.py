@@ -17,10 +17,10 @@ PACKAGE = Path(quantkit.__file__).parent
 
 # Facts first; each row stands on those above it.
 LAYERS = (
-    ("errors", "qtypes", "floats", "osio"),
+    ("errors", "qtypes", "floats", "osio", "digests"),
     ("checkpoint", "gguf_io"),
     ("arch", "tokenizer", "kernels"),
-    ("recipe", "plan", "memory", "imatrix"),
+    ("recipe", "plan", "memory", "imatrix", "journal"),
     ("convert", "verify", "sweep", "evaluate"),
     ("cli", "report"),
 )

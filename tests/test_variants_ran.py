@@ -127,6 +127,7 @@ sys.modules["quantkit._native"] = None
 from quantkit import kernels
 
 class Slow:
+    flush = sys.__stderr__.flush
     def write(self, text):
         time.sleep(0.2)
         return sys.__stderr__.write(text)

@@ -10,13 +10,16 @@ from __future__ import annotations
 import functools
 import os
 import sys
+import threading
+from collections.abc import Iterator
 from types import ModuleType
 
 import numpy as np
 import numpy.typing as npt
 
 from quantkit.errors import MagnitudeError, NotFiniteError, ShapeError, UsageError
-from quantkit.kernels import plain, q4_k, q5_k, q6_k, q8_0
+from quantkit.kernels import plain, q2_k, q3_k, q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k, q8_0
+from quantkit.kernels.lanes import Importance, mean_squares
 from quantkit.qtypes import QType
 
 F32Array = npt.NDArray[np.float32]
@@ -26,17 +29,31 @@ NUMPY_TEXTS = {
     "F32": (plain.encode_f32, plain.decode_f32),
     "F16": (plain.encode_f16, plain.decode_f16),
     "BF16": (plain.encode_bf16, plain.decode_bf16),
+    "Q4_0": (q4_0.encode, q4_0.decode),
+    "Q4_1": (q4_1.encode, q4_1.decode),
+    "Q5_0": (q5_0.encode, q5_0.decode),
+    "Q5_1": (q5_1.encode, q5_1.decode),
     "Q8_0": (q8_0.encode, q8_0.decode),
+    "Q2_K": (q2_k.encode, q2_k.decode),
+    "Q3_K": (q3_k.encode, q3_k.decode),
     "Q4_K": (q4_k.encode, q4_k.decode),
     "Q5_K": (q5_k.encode, q5_k.decode),
     "Q6_K": (q6_k.encode, q6_k.decode),
 }
-BLOCKS_AT_ONCE = 1 << 16  # weights whose temporaries the NumPy text keeps near the cache; 26 arrays of 256 KiB
+WEIGHTS_AT_ONCE = 1 << 16  # their temporaries stay near the cache: two dozen arrays of 256 KiB
+
+
+_choosing = threading.Lock()
+
+
+def _native() -> ModuleType | None:
+    """The C kernels with the wanted instruction set chosen, or None where the NumPy text is to run."""
+    with _choosing:  # a cache alone lets several threads choose at once the first time
+        return _choose()
 
 
 @functools.cache
-def _native() -> ModuleType | None:
-    """The C kernels with the wanted instruction set chosen, or None where the NumPy text is to run."""
+def _choose() -> ModuleType | None:
     wanted = os.environ.get("QUANTKIT_BACKEND", "")
     if wanted not in ("", "native", "numpy"):
         raise UsageError(f"QUANTKIT_BACKEND={wanted} is not a backend", hint="native or numpy")
@@ -49,7 +66,7 @@ def _native() -> ModuleType | None:
             raise UsageError(f"QUANTKIT_BACKEND=native, but there are no C kernels here ({error})") from error
         print("quantkit: no C kernels in this installation; the slower NumPy ones give the same bytes", file=sys.stderr)
         return None
-    isa = os.environ.get("QUANTKIT_ISA")
+    isa = os.environ.get("QUANTKIT_ISA") or None
     try:
         native.use(isa)
     except ValueError:
@@ -64,27 +81,30 @@ def backend() -> str:
     return f"native/{native.isa()}" if native else "numpy"
 
 
-def encode(rows: F32Array, qtype: QType, *, out: U8Array | None = None) -> U8Array:
+def encode(rows: F32Array, qtype: QType, importance: F32Array | None = None, *, out: U8Array | None = None) -> U8Array:
     """Pack float rows into blocks of qtype.
 
-    rows     float32 (n, k), C order; k a multiple of qtype.block_weights
-    out      uint8 (n, qtype.row_bytes(k)), C order; filled and returned if given
-    returns  uint8 (n, qtype.row_bytes(k)); the same bytes on every backend and processor
-    raises   ShapeError      k does not divide into blocks, or an array is not as above
-             NotFiniteError  NaN or infinity in rows (names the first row and column)
-             MagnitudeError  a weight larger than qtype.max_abs (likewise)
+    rows        float32 (n, k), C order; k a multiple of qtype.block_weights
+    importance  float32 (k,), finite and >= 0: how much each column counts in the squared error
+    out         uint8 (n, qtype.row_bytes(k)), C order; filled and returned if given
+    returns     uint8 (n, qtype.row_bytes(k)); the same bytes on every backend and processor
+    raises      ShapeError      k does not divide into blocks, or an array is not as above
+                NotFiniteError  NaN or infinity in rows (names the first row and column)
+                MagnitudeError  a weight larger than qtype.max_abs (likewise)
     """
     _check(rows, np.float32, "rows")
     n, k = rows.shape
     shape = (n, qtype.row_bytes(k))
     out = np.empty(shape, np.uint8) if out is None else _check(out, np.uint8, "out", shape)
+    if importance is not None:
+        _check(importance, np.float32, "importance", (k,))
     native = _native()
     if native:
-        unfit = native.encode(qtype.id, rows, n, k, qtype.max_abs, out)
+        unfit = native.encode(qtype.id, rows, n, k, importance, qtype.max_abs, out)
     else:
         unfit = _first_unfit(rows, qtype.max_abs)
         if unfit < 0:
-            _in_pieces(NUMPY_TEXTS[qtype.name][0], rows, qtype.block_weights, out, qtype.block_bytes, qtype)
+            _encode_in_pieces(rows, qtype, importance, out)
     if unfit >= 0:
         raise _unfit_error(rows, unfit, qtype)
     return out
@@ -112,24 +132,39 @@ def decode(blocks: U8Array, qtype: QType, *, out: F32Array | None = None) -> F32
     if native:
         native.decode(qtype.id, blocks, n, shape[1], out)
     else:
-        _in_pieces(NUMPY_TEXTS[qtype.name][1], blocks, qtype.block_bytes, out, qtype.block_weights, qtype)
+        text = NUMPY_TEXTS[qtype.name][1]
+        source, target = blocks.reshape(-1, qtype.block_bytes), out.reshape(-1, qtype.block_weights)
+        with np.errstate(all="ignore"):  # any bytes are decoded, infinite scales too
+            for piece in _pieces(len(source), qtype):
+                target[piece] = text(source[piece])
     return out
 
 
-def _in_pieces(text, source, source_width, target, target_width, qtype: QType) -> None:  # type: ignore[no-untyped-def]
-    """Run a NumPy text over a few blocks at a time: (blocks, source_width) in, (blocks, target_width) out."""
-    source = source.reshape(-1, source_width)
-    target = target.reshape(-1, target_width)
-    step = max(1, BLOCKS_AT_ONCE // qtype.block_weights)
+def _encode_in_pieces(rows: F32Array, qtype: QType, importance: F32Array | None, out: U8Array) -> None:
+    """Run a NumPy text over a few blocks at a time."""
+    text = NUMPY_TEXTS[qtype.name][0]
+    source, target = rows.reshape(-1, qtype.block_weights), out.reshape(-1, qtype.block_bytes)
+    row_blocks = rows.shape[1] // qtype.block_weights
+    energy = mean_squares(rows) if importance is not None else None
     with np.errstate(all="ignore"):  # empty runs divide by zero, and the result is not used
-        for start in range(0, len(source), step):
-            target[start : start + step] = text(source[start : start + step])
+        for piece in _pieces(len(source), qtype):
+            known = None
+            if importance is not None and energy is not None:
+                row, block = np.divmod(np.arange(piece.start, piece.stop), row_blocks)
+                known = Importance(importance.reshape(row_blocks, -1)[block], energy[row])
+            target[piece] = text(source[piece], known)
+
+
+def _pieces(n_blocks: int, qtype: QType) -> Iterator[slice]:
+    step = max(1, WEIGHTS_AT_ONCE // qtype.block_weights)
+    for start in range(0, n_blocks, step):
+        yield slice(start, min(start + step, n_blocks))
 
 
 def _check(array, dtype, name: str, shape: tuple[int, ...] | None = None):  # type: ignore[no-untyped-def]
     """array, if it is a C-ordered matrix of dtype (and of shape, if given)."""
     expected = f"{np.dtype(dtype).name} {shape or '(n, k)'} in C order"
-    sound = array.dtype == dtype and array.ndim == 2 and array.flags.c_contiguous
+    sound = array.dtype == dtype and array.ndim == (len(shape) if shape else 2) and array.flags.c_contiguous
     if not sound or (shape is not None and array.shape != shape):
         order = "" if array.flags.c_contiguous else " not in C order"
         raise ShapeError(f"{name} has the wrong form", expected=expected, found=f"{array.dtype} {array.shape}{order}")

@@ -7,15 +7,30 @@ index order, one row at a time, never through np.sum, whose order differs; so th
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 F32Array = npt.NDArray[np.float32]
+F16Array = npt.NDArray[np.float16]
 I32Array = npt.NDArray[np.int32]
+I8Array = npt.NDArray[np.int8]
 U8Array = npt.NDArray[np.uint8]
 
 ROUNDING_MAGIC = np.float32(12582912)  # 1.5 * 2^23: the sum's low 23 bits are the integer part, rounded half to even
+
+
+@dataclass(frozen=True)
+class Importance:
+    """What an encoder knows of n blocks beside their weights.
+
+    columns           float32 (n, block), >= 0: how much each weight counts in the squared error
+    row_mean_square   float32 (n,): of the whole row that the block lies in
+    """
+
+    columns: F32Array
+    row_mean_square: F32Array
 
 
 def to_lanes(x: F32Array, run: int) -> F32Array:
@@ -40,3 +55,8 @@ def ordered_sum(terms: Iterable[F32Array]) -> F32Array:
     for term in terms:
         total += term
     return total
+
+
+def mean_squares(rows: F32Array) -> F32Array:
+    """The mean square of each row of (n, k), its squares added in index order: float32 (n,)."""
+    return ordered_sum(column * column for column in np.ascontiguousarray(rows.T)) / np.float32(rows.shape[1])

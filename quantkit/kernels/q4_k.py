@@ -1,6 +1,6 @@
-"""Q4_K: 256 weights, x = d * scale[r] * q - dmin * min[r], q 0..15.
+"""Q4_K: 256 weights in 8 runs of 32, x = d * scale[r] * q - dmin * min[r], q 0..15, scale and min 0..63.
 
-byte  0..15     d, dmin, scale, min: see scale_min_block
+byte  0..15     d, dmin, scale, min: see scale_min_block.pack_six_bits
       16..143   q[64 p + i] | q[64 p + 32 + i] << 4      p = 0..3, i = 0..31: byte 16 + 32 p + i
 """
 
@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from quantkit.kernels.lanes import F32Array, U8Array
-from quantkit.kernels.scale_min_block import SCALES_BYTES, Block, fit_block, pack_scales, unpack_scales, values
+from quantkit.kernels.fit import ScaleMinSearch
+from quantkit.kernels.lanes import F32Array, Importance, U8Array
+from quantkit.kernels.scale_min_block import Block, Kind, fit_block, pack_six_bits, unpack_six_bits, values
+
+KIND = Kind(run=32, max_code=15, max_scale=63, rms=True, energy=2, plain=ScaleMinSearch(-1.0, 0.1, 20))
 
 
-def encode(x: F32Array) -> U8Array:
+def encode(x: F32Array, importance: Importance | None) -> U8Array:
     """float32 (n, 256) -> uint8 (n, 144)."""
-    return pack(fit_block(x, 15, -1.0, 0.1, 20))
+    return pack(fit_block(x, KIND, importance))
 
 
 def decode(blocks: U8Array) -> F32Array:
@@ -26,11 +29,11 @@ def pack(b: Block) -> U8Array:
     """Fields to bytes, as in the picture above."""
     q = b.q.reshape(-1, 4, 2, 32)
     nibbles = q[:, :, 0] | q[:, :, 1] << 4
-    return np.concatenate([pack_scales(b), nibbles.reshape(-1, 128)], axis=1)
+    return np.concatenate([pack_six_bits(b), nibbles.reshape(-1, 128)], axis=1)
 
 
 def unpack(blocks: U8Array) -> Block:
     """The inverse of pack."""
-    nibbles = blocks[:, SCALES_BYTES:].reshape(-1, 4, 1, 32)
+    nibbles = blocks[:, 16:].reshape(-1, 4, 1, 32)
     q = np.concatenate([nibbles & 15, nibbles >> 4], axis=2)
-    return unpack_scales(blocks, q.reshape(-1, 256))
+    return unpack_six_bits(blocks, q.reshape(-1, 256))

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from quantkit.kernels.lanes import F32Array, U8Array
+from quantkit.kernels.lanes import F32Array, Importance, U8Array
 
 BELOW_HALF = np.float32(float.fromhex("0x1.fffffep-2"))  # 0.5 itself would lift 0.49999997 to 1
 
 
-def encode(x: F32Array) -> U8Array:
-    """float32 (n, 32) -> uint8 (n, 34)."""
+def encode(x: F32Array, importance: Importance | None) -> U8Array:
+    """float32 (n, 32) -> uint8 (n, 34); the same with and without importance, as ggml's."""
     d = np.abs(x).max(axis=1) / np.float32(127)
     inverse = np.where(d != 0, np.float32(1) / d, np.float32(0))
     scaled = x * inverse[:, None]

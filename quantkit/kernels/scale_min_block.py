@@ -1,11 +1,7 @@
-"""What Q4_K and Q5_K share: 256 weights in 8 runs of 32, x = d * scale[r] * q - dmin * min[r].
+"""What Q2_K, Q4_K and Q5_K share: 256 weights in runs, x = d * scale[r] * q - dmin * min[r].
 
-scale and min are 6-bit, and a block begins with
-byte  0..1      d      float16
-      2..3      dmin   float16
-      4..7      scale[r] bits 0..5 | scale[r + 4] bits 4..5 << 6      r = 0..3
-      8..11     min[r]   bits 0..5 | min[r + 4]   bits 4..5 << 6
-      12..15    scale[r + 4] bits 0..3 | min[r + 4] bits 0..3 << 4
+Three stages, as in csrc/scale_min_block.h: every run is fitted, each block's scales and minima are made codes of one
+float16 unit each, and every run is coded against its packed scale.
 """
 
 from __future__ import annotations
@@ -14,64 +10,116 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from quantkit.kernels.fit import code, fit_scale_min
-from quantkit.kernels.lanes import F32Array, U8Array, from_lanes, nearest, ordered_sum, to_lanes
+from quantkit.kernels.fit import WEIGHTED, ScaleMinSearch, fit_positive, fit_scale_min
+from quantkit.kernels.lanes import (
+    F16Array,
+    F32Array,
+    Importance,
+    U8Array,
+    from_lanes,
+    nearest,
+    ordered_sum,
+    to_lanes,
+)
 
-RUN, RUNS = 32, 8
-SCALES_BYTES = 16
+BLOCK = 256
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How a type fills the form.
+
+    run         weights in a run
+    max_code    largest q
+    max_scale   largest scale and min
+    rms         whether a weight without importance counts by its run's rms + |x|, not |x| alone
+    plain       the search without importance; with it every type's is WEIGHTED
+    energy      with importance it counts by importance * sqrt(energy * mean square of the block + x^2)
+    """
+
+    run: int
+    max_code: int
+    max_scale: int
+    rms: bool
+    plain: ScaleMinSearch
+    energy: float
 
 
 @dataclass
 class Block:
-    """The fields of n blocks: d, dmin float16 (n,); scale, min uint8 (n, 8), 6 bits; q uint8 (n, 256)."""
+    """The fields of n blocks: d, dmin float16 (n,); scale, min uint8 (n, runs); q uint8 (n, 256)."""
 
-    d: np.ndarray
-    dmin: np.ndarray
+    d: F16Array
+    dmin: F16Array
     scale: U8Array
     min: U8Array
     q: U8Array
 
 
-def fit_block(x: F32Array, max_code: int, first: float, step: float, last: int) -> Block:
-    """Fit every run of float32 (n, 256), pack its scale, and code it against the packed scale.
+def fit_block(x: F32Array, kind: Kind, importance: Importance | None) -> Block:
+    """The fields that float32 (n, 256) is packed into."""
+    runs = BLOCK // kind.run
+    lanes = to_lanes(x, kind.run)
+    if importance:
+        energy = np.float32(kind.energy) * ordered_sum(to_lanes(x, BLOCK) ** 2) / np.float32(BLOCK)
+        w = to_lanes(importance.columns, kind.run) * np.sqrt(np.repeat(energy, runs) + lanes * lanes)
+        fit = fit_scale_min(lanes, w, kind.max_code, WEIGHTED)
+        sum_w = to_lanes(ordered_sum(w).reshape(-1, runs), runs)
+        d, scale = _fitted_codes(fit.scale, sum_w, kind.max_scale)
+        dmin, min = _fitted_codes(fit.minimum, sum_w, kind.max_scale)
+    else:
+        w = np.abs(lanes)
+        if kind.rms:
+            w = np.sqrt(ordered_sum(lanes * lanes) / np.float32(kind.run)) + w
+        fit = fit_scale_min(lanes, w, kind.max_code, kind.plain)
+        d, scale = _plain_codes(fit.scale.reshape(-1, runs), kind.max_scale)
+        dmin, min = _plain_codes(fit.minimum.reshape(-1, runs), kind.max_scale)
 
-    first, step, last   the candidates of the search, as in fit.fit_scale_min
-    """
-    lanes = to_lanes(x, RUN)
-    rms = np.sqrt(ordered_sum(lanes * lanes) / np.float32(RUN))
-    fit = fit_scale_min(lanes, rms + np.abs(lanes), max_code, first, step, last)
-
-    d, scale = six_bits(fit.scale.reshape(-1, RUNS))
-    dmin, min = six_bits(fit.minimum.reshape(-1, RUNS))
-    packed_scale = (d.astype(np.float32)[:, None] * scale).reshape(-1)
-    packed_min = (dmin.astype(np.float32)[:, None] * min).reshape(-1)
-    again = nearest((lanes + packed_min) / packed_scale).clip(0, max_code)
-    own = code(lanes, fit.inverse, fit.origin, max_code)  # stand where the packed scale is 0
-    q = np.where(packed_scale == 0, own, again)
-    return Block(d, dmin, scale, min, from_lanes(q, RUN * RUNS))
+    step = (d.astype(np.float32)[:, None] * scale).reshape(-1)
+    offset = (dmin.astype(np.float32)[:, None] * min).reshape(-1)
+    again = nearest((lanes + offset) / step).clip(0, kind.max_code)
+    q = np.where(step == 0, fit.codes, again)
+    return Block(d, dmin, scale, min, from_lanes(q, BLOCK))
 
 
 def values(b: Block) -> F32Array:
     """What the fields mean: float32 (n, 256)."""
     step = b.d.astype(np.float32)[:, None] * b.scale
     offset = b.dmin.astype(np.float32)[:, None] * b.min
-    q = b.q.reshape(-1, RUNS, RUN).astype(np.float32)
-    return (step[..., None] * q - offset[..., None]).reshape(-1, RUNS * RUN)
+    q = b.q.reshape(*b.scale.shape, -1).astype(np.float32)
+    found: F32Array = step[..., None] * q - offset[..., None]
+    return found.reshape(-1, BLOCK)
 
 
-def six_bits(values: F32Array) -> tuple[np.ndarray, U8Array]:
-    """float32 (n, 8) -> a float16 (n,) unit and the values as 6-bit multiples of it, uint8 (n, 8).
+def _plain_codes(values: F32Array, max_code: int) -> tuple[F16Array, U8Array]:
+    """float32 (n, runs) -> a float16 (n,) unit and the values as multiples of it; the largest becomes max_code.
 
-    The largest becomes 63.  What is out of range wraps like ggml's conversion to uint8, then saturates.
+    What is out of range wraps like ggml's conversion to uint8, then saturates.
     """
-    largest = np.fmax.reduce(values, axis=1, initial=np.float32(0))
-    inverse = np.where(largest > 0, np.float32(63) / largest, np.float32(0))
-    codes = np.minimum(nearest(inverse[:, None] * values) & 255, 63)
-    return (largest / np.float32(63)).astype(np.float16), codes.astype(np.uint8)
+    largest = np.fmax.reduce(values, axis=1, initial=np.float32(0)) + np.float32(
+        0
+    )  # never -0, whose sign would be stored
+    inverse = np.where(largest > 0, np.float32(max_code) / largest, np.float32(0))
+    codes = np.minimum(nearest(inverse[:, None] * values) & 255, max_code)
+    return (largest / np.float32(max_code)).astype(np.float16), codes.astype(np.uint8)
 
 
-def pack_scales(b: Block) -> U8Array:
-    """The first 16 bytes of each block, uint8 (n, 16), as in the picture above."""
+def _fitted_codes(values: F32Array, sum_w: F32Array, max_code: int) -> tuple[F16Array, U8Array]:
+    """The same, fitted to the runs' summed weights float32 (runs, n)."""
+    runs = len(sum_w)
+    unit, codes = fit_positive(to_lanes(values.reshape(-1, runs), runs), sum_w, max_code)
+    return unit.astype(np.float16), from_lanes(np.minimum(codes, max_code), runs)
+
+
+def pack_six_bits(b: Block) -> U8Array:
+    """The first 16 bytes of Q4_K and Q5_K, uint8 (n, 16).
+
+    byte  0..1      d      float16
+          2..3      dmin   float16
+          4..7      scale[r] bits 0..5 | scale[r + 4] bits 4..5 << 6      r = 0..3
+          8..11     min[r]   bits 0..5 | min[r + 4]   bits 4..5 << 6
+          12..15    scale[r + 4] bits 0..3 | min[r + 4] bits 0..3 << 4
+    """
     return np.concatenate(
         [
             np.stack([b.d, b.dmin], axis=1).view(np.uint8),
@@ -83,8 +131,8 @@ def pack_scales(b: Block) -> U8Array:
     )
 
 
-def unpack_scales(blocks: U8Array, q: U8Array) -> Block:
-    """The inverse of pack_scales, completed with the codes q."""
+def unpack_six_bits(blocks: U8Array, q: U8Array) -> Block:
+    """The inverse of pack_six_bits, completed with the codes q."""
     halves = np.ascontiguousarray(blocks[:, :4]).view(np.float16)
     first, second, third = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
     scale = np.concatenate([first & 63, third & 15 | first >> 6 << 4], axis=1)

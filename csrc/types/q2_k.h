@@ -1,0 +1,55 @@
+/* Q2_K: 256 weights in 16 runs of 16, x = d * scale[r] * q - dmin * min[r], q 0..3, scale and min 0..15.
+ *
+ *     byte  0..15    scale[r] | min[r] << 4                 r = 0..15
+ *           16..79   q[128 h + 32 p + i] << 2 p             h = 0..1, p = 0..3, i = 0..31: byte 16 + 32 h + i
+ *           80..81   d      float16
+ *           82..83   dmin   float16
+ */
+enum { Q2_K_BYTES = 84 };
+
+static const scale_min_kind q2_k_kind = {
+    .run = 16,
+    .runs = 16,
+    .max_code = 3,
+    .max_scale = 15,
+    .weight = BY_MAGNITUDE,
+    .energy = 1,
+    .plain = {.first = -0.5f, .step = 0.1f, .last = 15, .absolute = true},
+    .weighted = {.first = -0.9f, .step = 0.05f, .last = 36, .guarded = true},
+};
+
+/* Four codes of 2 bits in a byte, 32 weights apart: Q2_K and the low bits of Q3_K. */
+INLINE void pack_two_bits(const uint8_t *q, uint8_t *out) {
+    for (int h = 0; h < 2; h++)
+        for (int i = 0; i < 32; i++) {
+            const uint8_t *four = q + 128 * h + i;
+            out[32 * h + i] = (uint8_t)(four[0] | four[32] << 2 | four[64] << 4 | four[96] << 6);
+        }
+}
+
+static void encode_q2_k_chunk(chunk c, uint8_t *out) {
+    scale_min_chunk s;
+    encode_scale_min_chunk(q2_k_kind, c, &s);
+    for (int b = 0; b < LANES; b++, out += Q2_K_BYTES) {
+        for (int r = 0; r < 16; r++) out[r] = (uint8_t)(s.scale[b * 16 + r] | s.min[b * 16 + r] << 4);
+        pack_two_bits(s.q + b * BLOCK_256, out + 16);
+        put_u16(out + 80, s.d[b]);
+        put_u16(out + 82, s.dmin[b]);
+    }
+}
+
+static void encode_q2_k(const float *x, int64_t n_rows, int64_t n_columns, const float *importance, uint8_t *out) {
+    encode_in_chunks(encode_q2_k_chunk, x, n_rows, n_columns, importance, BLOCK_256, Q2_K_BYTES, out);
+}
+
+static void decode_q2_k(const uint8_t *in, int64_t n_blocks, float *x) {
+    for (; n_blocks > 0; n_blocks--, x += BLOCK_256, in += Q2_K_BYTES) {
+        const float d = f32_from_f16(get_u16(in + 80)), dmin = f32_from_f16(get_u16(in + 82));
+        for (int r = 0; r < 16; r++) {
+            const float step = d * (float)(in[r] & 15), offset = dmin * (float)(in[r] >> 4);
+            const uint8_t *q = in + 16 + r / 8 * 32 + r % 2 * 16;
+            const int shift = r / 2 % 4 * 2;
+            for (int i = 0; i < 16; i++) x[r * 16 + i] = step * (float)(q[i] >> shift & 3) - offset;
+        }
+    }
+}

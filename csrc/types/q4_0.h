@@ -1,0 +1,26 @@
+/* Q4_0: 32 weights, x = d * (q - 8), q 0..15.
+ *
+ *     byte  0..1    d     float16
+ *           2..17   low   see run_block.h
+ */
+enum { Q4_0_BYTES = 18 };
+
+static void encode_q4_0_chunk(chunk c, uint8_t *out) {
+    run_chunk s;
+    encode_symmetric_chunk(c, 8, &s);
+    for (int b = 0; b < LANES; b++, out += Q4_0_BYTES) {
+        put_u16(out, f16_from_f32(s.d[b]));
+        pack_low(s.q + b * BLOCK_32, out + 2);
+    }
+}
+
+static void encode_q4_0(const float *x, int64_t n_rows, int64_t n_columns, const float *importance, uint8_t *out) {
+    encode_in_chunks(encode_q4_0_chunk, x, n_rows, n_columns, importance, BLOCK_32, Q4_0_BYTES, out);
+}
+
+static void decode_q4_0(const uint8_t *in, int64_t n_blocks, float *x) {
+    for (; n_blocks > 0; n_blocks--, x += BLOCK_32, in += Q4_0_BYTES) {
+        const float d = f32_from_f16(get_u16(in));
+        for (int i = 0; i < BLOCK_32; i++) x[i] = (float)(code_at(in + 2, i) - 8) * d;
+    }
+}

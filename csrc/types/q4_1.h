@@ -1,0 +1,28 @@
+/* Q4_1: 32 weights, x = d * q + m, q 0..15.
+ *
+ *     byte  0..1    d     float16
+ *           2..3    m     float16
+ *           4..19   low   see run_block.h
+ */
+enum { Q4_1_BYTES = 20 };
+
+static void encode_q4_1_chunk(chunk c, uint8_t *out) {
+    run_chunk s;
+    encode_range_chunk(c, 15, &s);
+    for (int b = 0; b < LANES; b++, out += Q4_1_BYTES) {
+        put_u16(out, f16_from_f32(s.d[b]));
+        put_u16(out + 2, f16_from_f32(s.m[b]));
+        pack_low(s.q + b * BLOCK_32, out + 4);
+    }
+}
+
+static void encode_q4_1(const float *x, int64_t n_rows, int64_t n_columns, const float *importance, uint8_t *out) {
+    encode_in_chunks(encode_q4_1_chunk, x, n_rows, n_columns, importance, BLOCK_32, Q4_1_BYTES, out);
+}
+
+static void decode_q4_1(const uint8_t *in, int64_t n_blocks, float *x) {
+    for (; n_blocks > 0; n_blocks--, x += BLOCK_32, in += Q4_1_BYTES) {
+        const float d = f32_from_f16(get_u16(in)), m = f32_from_f16(get_u16(in + 2));
+        for (int i = 0; i < BLOCK_32; i++) x[i] = (float)(code_at(in + 4, i)) * d + m;
+    }
+}

@@ -1,0 +1,34 @@
+"""Q4_0: 32 weights, x = d * (q - 8), q 0..15.
+
+byte  0..1    d     float16
+      2..17   low   see run_block.pack_low
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from quantkit.kernels.lanes import F32Array, Importance, U8Array
+from quantkit.kernels.run_block import Block, as_bytes, fit_symmetric, halves, pack_low, symmetric_values, unpack_low
+
+HALF = 8
+
+
+def encode(x: F32Array, importance: Importance | None) -> U8Array:
+    """float32 (n, 32) -> uint8 (n, 18)."""
+    return pack(fit_symmetric(x, HALF, importance))
+
+
+def decode(blocks: U8Array) -> F32Array:
+    """uint8 (n, 18) -> float32 (n, 32)."""
+    return symmetric_values(unpack(blocks), HALF)
+
+
+def pack(b: Block) -> U8Array:
+    """Fields to bytes, as in the picture above."""
+    return np.concatenate([as_bytes(b.d), pack_low(b.q)], axis=1)
+
+
+def unpack(blocks: U8Array) -> Block:
+    """The inverse of pack."""
+    return Block(halves(blocks[:, :2]), unpack_low(blocks[:, 2:]))
