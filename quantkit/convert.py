@@ -2,25 +2,163 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from quantkit import kernels
+from quantkit import __version__, kernels
 from quantkit.checkpoint import Checkpoint
-from quantkit.errors import MagnitudeError, NotFiniteError, OutputError, UsageError
+from quantkit.digests import Abandoned, FailTogether, OrderedDigest
+from quantkit.errors import (
+    BusyError,
+    DiskError,
+    Interrupted,
+    MagnitudeError,
+    NotFiniteError,
+    OutputError,
+    Paused,
+    UsageError,
+)
+from quantkit.journal import Done, Journal
 from quantkit.osio import AtomicFile, cpu_count, free_space
-from quantkit.plan import Job, Plan
+from quantkit.plan import Job, OutputFile, Plan, shard_digests
 from quantkit.qtypes import QType
 
 SLAB_WEIGHTS = 1 << 20  # 4 MiB of float32: large beside a system call, small beside the memory of any machine
+SECONDS_BETWEEN_RECORDS = 5.0  # what a kill can cost
+
+
+def convert(
+    checkpoint: Checkpoint,
+    plan: Plan,
+    paths: Sequence[Path],
+    *,
+    threads: int | None = None,
+    resume: bool = True,
+    progress: Callable[[int], None] = lambda source_bytes: None,
+) -> None:
+    """Write the planned files.  Each appears under its name whole, after all of them are; on any error none does.
+
+    paths     where each of plan.files goes
+    threads   slabs worked on at once; None for one a processor.  The bytes written do not depend on it.
+    resume    go on from what a stopped run of the same plan left
+    progress  called with the source bytes of each finished slab, from the calling thread
+    raises    NotFiniteError, MagnitudeError   a weight that cannot be packed (names tensor, row, column)
+              OutputError, DiskError           the files cannot be created or written
+              BusyError                        another run writes one of them (names its process)
+              Paused, Interrupted              KeyboardInterrupt came, with and without something to go on from
+    """
+    _check_paths(plan, paths)
+    with ExitStack() as stack:
+        parts: list[_Part] = []
+        try:
+            for path, file in zip(paths, plan.files, strict=True):
+                parts.append(stack.enter_context(_Part(path, file, _plan_digest(checkpoint, file), resume)))
+            _fill(checkpoint, plan, parts, threads or cpu_count(), progress)
+        except (KeyboardInterrupt, DiskError) as error:
+            kept = [part.keep() for part in parts]
+            if isinstance(error, DiskError):
+                raise
+            if any(kept):
+                raise Paused("stopped", hint="the same command goes on from what is done") from None
+            raise Interrupted("stopped; nothing was written under a final name") from None
+        sources = {
+            name: digest for part in parts for done in part.done.values() for name, digest in done.sources.items()
+        }
+        digests = shard_digests(checkpoint, sources)
+        for part, file in zip(parts, plan.files, strict=True):
+            part.file.write(file.finished_header(digests), 0)
+        for part in reversed(parts):  # of a split file the first shard comes last: it is the one that gets loaded
+            part.file.publish()
+            part.journal.remove()
+
+
+def _plan_digest(checkpoint: Checkpoint, file: OutputFile) -> str:
+    """What must be the same for a part to be gone on with: the code, the sources, and every byte that was planned."""
+    stats = [
+        (shard.name, status.st_size, status.st_mtime_ns) for shard in checkpoint.shards for status in [shard.stat()]
+    ]
+    tensors = [(t.name, t.dtype.name, t.shape, t.file.name, t.offset) for t in checkpoint.tensors.values()]
+    facts = [__version__, hashlib.sha256(file.header).hexdigest(), stats, tensors]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+class _Part:
+    """A file that is being filled, and the record of what is certain in it.
+
+    done   the tensors that are complete, recorded or not
+    """
+
+    def __init__(self, path: Path, planned: OutputFile, plan_digest: str, resume: bool) -> None:
+        try:
+            self.file = AtomicFile(path, go_on=resume)
+        except BusyError as error:
+            owner = Journal.owner(path.with_name(path.name + ".part"))
+            raise BusyError(error.message, hint=error.hint, **error.details | {"found": f"process {owner}"}) from None
+        self.journal = Journal.beside(self.file.part_path, plan_digest)
+        try:
+            self._begin(planned)
+        except (DiskError, KeyboardInterrupt):
+            self.file.keep() if self.journal.tensors else self.__exit__()
+            raise
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def _begin(self, planned: OutputFile) -> None:
+        """Find out what the part holds already, and give it its size and header."""
+        offsets = {tensor.name: (len(planned.header) + tensor.offset, tensor.nbytes) for tensor in planned.tensors}
+        self.done = {name: done for name, done in self.journal.tensors.items() if self._holds(done, *offsets[name])}
+        if not self.done:
+            self.file.resize(0)
+        self.file.resize(planned.nbytes)  # padding is zeros, and stays so
+        self.file.write(planned.header, 0)
+        self.journal.tensors = dict(self.done)
+        self.journal.write()
+
+    def _holds(self, done: Done, offset: int, nbytes: int) -> bool:
+        """Whether the part has these bytes there."""
+        if offset + nbytes > self.file.size:
+            return False
+        digest, piece = hashlib.sha256(), memoryview(bytearray(1 << 22))
+        for start in range(offset, offset + nbytes, len(piece)):
+            some = piece[: min(len(piece), offset + nbytes - start)]
+            self.file.read_into(some, start)
+            digest.update(some)
+        return digest.hexdigest() == done.sha256
+
+    def record(self) -> None:
+        """Make what is done certain."""
+        if self.done != self.journal.tensors:
+            self.file.sync()
+            self.journal.tensors = dict(self.done)
+            self.journal.write()
+
+    def keep(self) -> bool:
+        """Leave the part for a later run, if it holds anything; whether it does."""
+        with suppress(DiskError):  # the disk may be what is wrong; what was recorded before still is
+            self.record()
+        if not self.journal.tensors:
+            return False
+        self.file.keep()
+        return True
+
+    def __enter__(self) -> _Part:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.file.discard():
+            self.journal.remove()
 
 
 @dataclass(frozen=True)
@@ -30,58 +168,78 @@ class Slab:
     job: Job
     start: int
     stop: int
+    last: bool
 
     @property
     def source_bytes(self) -> int:
         return sum((stop - start) * source.row_bytes for source, start, stop in self.job.rows(self.start, self.stop))
 
 
-def convert(
-    checkpoint: Checkpoint,
-    plan: Plan,
-    paths: Sequence[Path],
-    *,
-    threads: int | None = None,
-    progress: Callable[[int], None] = lambda source_bytes: None,
+@dataclass
+class _Work:
+    """One job in progress: the digests of its sources and of what it becomes, by type."""
+
+    job: Job
+    sources: dict[str, OrderedDigest] = field(default_factory=dict)
+    packed: dict[QType, OrderedDigest] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.sources = {source.name: OrderedDigest() for source in self.job.sources}
+        self.packed = {target.qtype: OrderedDigest() for target in self.job.targets}
+
+    def done(self, qtype: QType) -> Done:
+        return Done(self.packed[qtype].hexdigest(), {name: digest.hexdigest() for name, digest in self.sources.items()})
+
+
+def _fill(
+    checkpoint: Checkpoint, plan: Plan, parts: Sequence[_Part], threads: int, progress: Callable[[int], None]
 ) -> None:
-    """Write the planned files.  Each appears under its name whole, after all of them are; on any error none does.
+    """Work through all slabs of all jobs that are not done, and note each tensor when its last slab is."""
+    files = [part.file for part in parts]
+    scratch = threading.local()
+    recorded = time.monotonic()
 
-    paths     where each output goes
-    threads   slabs worked on at once; None for one a processor.  The bytes written do not depend on it.
-    progress  called with the source bytes of each finished slab, from the calling thread
-    raises    NotFiniteError, MagnitudeError  a weight that cannot be packed (names tensor, row, column)
-              OutputError, DiskError          the files cannot be created or written
-    """
-    _check_paths(plan, paths)
-    threads = threads or cpu_count()
-    with ExitStack() as stack:
-        files = [stack.enter_context(AtomicFile(path)) for path in paths]
-        for file, output in zip(files, plan.outputs, strict=True):
-            file.write(b"\0", output.file_bytes - 1)  # gives the file its size, and padding its zeros
-            file.write(output.header, 0)
-        scratch = threading.local()
-        with ThreadPoolExecutor(threads) as pool:
-            try:
-                running: deque[Future[int]] = deque()
-                for slab in slabs(plan):
-                    running.append(pool.submit(_write_slab, checkpoint, slab, files, scratch))
+    def finish(slab: Slab, work: _Work, future: Future[None]) -> None:
+        nonlocal recorded
+        future.result()
+        progress(slab.source_bytes)
+        if slab.last:
+            for target in slab.job.targets:
+                parts[target.file].done[slab.job.name] = work.done(target.qtype)
+        if time.monotonic() - recorded > SECONDS_BETWEEN_RECORDS:
+            for part in parts:
+                part.record()
+            recorded = time.monotonic()
+
+    with ThreadPoolExecutor(threads) as pool:
+        running: deque[tuple[Slab, _Work, Future[None]]] = deque()
+        try:
+            for job in plan.jobs:
+                left = tuple(target for target in job.targets if job.name not in parts[target.file].done)
+                work = _Work(replace(job, targets=left))
+                for slab in slabs(work.job):
+                    if not left:
+                        progress(slab.source_bytes)
+                        continue
+                    running.append((slab, work, pool.submit(_write_slab, checkpoint, slab, work, files, scratch)))
                     if len(running) > 2 * threads:
-                        progress(running.popleft().result())
-                while running:
-                    progress(running.popleft().result())
-            except BaseException:
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
-        for file in files:
-            file.publish()
+                        finish(*running.popleft())
+            while running:
+                finish(*running.popleft())
+        except BaseException as error:
+            pool.shutdown(wait=True, cancel_futures=True)
+            if isinstance(error, Abandoned):  # a slab gave up because another failed: that one's error is the news
+                for _, _, future in running:
+                    if future.done() and not future.cancelled():
+                        future.result()
+            raise
 
 
-def slabs(plan: Plan) -> Iterator[Slab]:
-    """The work in the order of the outputs' bytes."""
-    for job in plan.jobs:
-        step = max(1, SLAB_WEIGHTS // job.n_columns)
-        for start in range(0, job.n_rows, step):
-            yield Slab(job, start, min(start + step, job.n_rows))
+def slabs(job: Job) -> Iterator[Slab]:
+    """The tensor's rows in pieces of about SLAB_WEIGHTS."""
+    step = max(1, SLAB_WEIGHTS // job.n_columns)
+    for start in range(0, job.n_rows, step):
+        yield Slab(job, start, min(start + step, job.n_rows), start + step >= job.n_rows)
 
 
 class _Scratch:
@@ -97,25 +255,28 @@ class _Scratch:
         return self._buffers[name][:nbytes].view(dtype).reshape(shape)
 
 
-def _write_slab(checkpoint: Checkpoint, slab: Slab, files: Sequence[AtomicFile], local: threading.local) -> int:
-    """Read a slab, widen it, pack it once for each distinct type, and put it in its places; its source bytes."""
+def _write_slab(
+    checkpoint: Checkpoint, slab: Slab, work: _Work, files: Sequence[AtomicFile], local: threading.local
+) -> None:
+    """Read a slab, widen it, pack it once for each distinct type, and put it in its places."""
     if not hasattr(local, "scratch"):
         local.scratch = _Scratch()
     scratch: _Scratch = local.scratch
     job, n_rows = slab.job, slab.stop - slab.start
-    rows = scratch.array("rows", np.float32, (n_rows, job.n_columns))
-    _read(checkpoint, slab, rows, scratch)
-    for qtype in dict.fromkeys(target.qtype for target in job.targets):
-        row_bytes = qtype.row_bytes(job.n_columns)
-        packed = scratch.array("packed", np.uint8, (n_rows, row_bytes))
-        _encode(rows, qtype, packed, slab)
-        for target in job.targets:
-            if target.qtype is qtype:
-                files[target.output].write(packed.data.cast("B"), target.offset + slab.start * row_bytes)
-    return slab.source_bytes
+    with FailTogether(*work.sources.values(), *work.packed.values()):
+        rows = scratch.array("rows", np.float32, (n_rows, job.n_columns))
+        _read(checkpoint, slab, work, rows, scratch)
+        for qtype, digest in work.packed.items():
+            row_bytes = qtype.row_bytes(job.n_columns)
+            packed = scratch.array("packed", np.uint8, (n_rows, row_bytes))
+            _encode(rows, qtype, packed, slab)
+            digest.add(slab.start * row_bytes, packed.data)
+            for target in job.targets:
+                if target.qtype is qtype:
+                    files[target.file].write(packed.data.cast("B"), target.offset + slab.start * row_bytes)
 
 
-def _read(checkpoint: Checkpoint, slab: Slab, rows: Any, scratch: _Scratch) -> None:
+def _read(checkpoint: Checkpoint, slab: Slab, work: _Work, rows: Any, scratch: _Scratch) -> None:
     """Fill rows float32 (n, k) with the slab's weights."""
     if slab.job.values:
         rows[:] = np.array(slab.job.values, np.float32).reshape(slab.job.n_rows, -1)[slab.start : slab.stop]
@@ -123,6 +284,7 @@ def _read(checkpoint: Checkpoint, slab: Slab, rows: Any, scratch: _Scratch) -> N
     for source, start, stop in slab.job.rows(slab.start, slab.stop):
         raw = scratch.array("raw", np.uint8, (stop - start, source.row_bytes))
         checkpoint.read_rows(source, start, stop, raw)
+        work.sources[source.name].add(start * source.row_bytes, raw.data)
         kernels.decode(raw, source.dtype, out=rows[first : first + stop - start])
         first += stop - start
 
@@ -130,7 +292,7 @@ def _read(checkpoint: Checkpoint, slab: Slab, rows: Any, scratch: _Scratch) -> N
 def _encode(rows: Any, qtype: QType, out: Any, slab: Slab) -> None:
     """kernels.encode, with the file, tensor and true row of a weight that it refuses."""
     try:
-        kernels.encode(rows, qtype, out=out)
+        kernels.encode(rows, qtype, slab.job.importance, out=out)
     except (NotFiniteError, MagnitudeError) as error:
         source, row = slab.job.source_of(slab.start + error.details["row"])
         place = {"file": source.file, "tensor": source.name, "row": row}
@@ -143,8 +305,10 @@ def _check_paths(plan: Plan, paths: Sequence[Path]) -> None:
     if len({path.resolve() for path in paths}) < len(paths):
         raise UsageError("two outputs have the same name", hint="put {type} into the name given with -o")
     needed: dict[Path, int] = {}
-    for path, output in zip(paths, plan.outputs, strict=True):
-        needed[path.parent] = needed.get(path.parent, 0) + output.file_bytes
+    for path, file in zip(paths, plan.files, strict=True):
+        there = path.with_name(path.name + ".part")
+        held = there.stat().st_blocks * 512 if there.is_file() else 0  # left by a stopped run
+        needed[path.parent] = needed.get(path.parent, 0) + max(file.nbytes - held, 0)
     for folder, nbytes in needed.items():
         free = free_space(folder)
         if free < nbytes:

@@ -2,50 +2,91 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from dataclasses import field as dataclass_field
+from functools import cached_property
 from pathlib import Path
 
 from quantkit import __version__
 from quantkit.arch import MappedTensor, find_family
 from quantkit.arch.general import general_fields
 from quantkit.checkpoint import Checkpoint, TensorInfo
-from quantkit.errors import RecipeError, ShapeError, TensorError
-from quantkit.gguf_io import Field, Kind, TensorEntry, data_bytes, header, place
-from quantkit.qtypes import QType
-from quantkit.recipe import Recipe, layer_of
+from quantkit.errors import TensorError
+from quantkit.gguf_io import Field, Kind, TensorEntry, data_bytes, header, overridden, place
+from quantkit.imatrix import USUALLY_WITHOUT, Imatrix, Values, coverage
+from quantkit.qtypes import Q2_K, QType
+from quantkit.recipe import Facts, Recipe, layer_of
 from quantkit.tokenizer import fields as tokenizer_fields
 from quantkit.tokenizer import load_vocabulary
 
 QUANTIZATION_VERSION = 2  # ggml's GGML_QNT_VERSION
 STRATEGY = "reference"
+SOURCE_KEY = "quantkit.source."
+PENDING = "0" * 64  # where a SHA-256 will stand
 # What trainers leave in checkpoints and no network needs (llama.cpp's converter drops the same).
 _DROPPED = (".rotary_emb.inv_freq", ".attention.masked_bias", ".attention.bias")
 
 
 @dataclass(frozen=True)
-class Output:
-    """One file to be written.
+class OutputFile:
+    """One file to be written: a whole output, or a shard of it.
 
-    name     of its recipe
-    header   all bytes before the data section
-    tensors  in the order of their bytes
+    fields    with PENDING where a digest of the source will stand
+    tensors   in the order of their bytes
     """
 
-    name: str
-    header: bytes
     fields: tuple[Field, ...]
     tensors: tuple[TensorEntry, ...]
 
+    @cached_property
+    def header(self) -> bytes:
+        """All bytes before the data section."""
+        return header(self.fields, self.tensors)
+
+    def finished_header(self, digests: Mapping[str, str]) -> bytes:
+        """The header with the digest of each source shard, by name, in its place."""
+        names = {field.key: field.value for field in self.fields if field.key.startswith(SOURCE_KEY)}
+        fields = [
+            replace(field, value=digests[names[field.key.replace(".sha256", ".name")]])
+            if field.value == PENDING
+            else field
+            for field in self.fields
+        ]
+        finished = header(fields, self.tensors)
+        assert len(finished) == len(self.header), "digests are as long as their place"
+        return finished
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.header) + data_bytes(self.tensors)
+
+
+@dataclass(frozen=True)
+class Output:
+    """What one recipe gives.
+
+    name    of the recipe
+    files   one, or the shards in order
+    """
+
+    name: str
+    files: tuple[OutputFile, ...]
+
+    @property
+    def tensors(self) -> tuple[TensorEntry, ...]:
+        return tuple(tensor for file in self.files for tensor in file.tensors)
+
     @property
     def tensor_bytes(self) -> int:
-        return data_bytes(self.tensors)
+        return sum(data_bytes(file.tensors) for file in self.files)
 
     @property
     def file_bytes(self) -> int:
-        return len(self.header) + self.tensor_bytes
+        return sum(file.nbytes for file in self.files)
 
     @property
     def bits_per_weight(self) -> float:
@@ -59,9 +100,9 @@ class Output:
 
 @dataclass(frozen=True)
 class Target:
-    """Where a tensor goes: the output's index, the type, and the offset of its first byte in that file."""
+    """Where a tensor goes: the file's number among all files, the type, and the offset of its first byte there."""
 
-    output: int
+    file: int
     qtype: QType
     offset: int
 
@@ -73,6 +114,7 @@ class Job:
     name      in GGUF
     sources   the checkpoint's tensors whose rows it has, one after another
     values    the whole tensor, float32, where there are no sources
+    importance   of each column, float32 (n_columns,), or None
     """
 
     name: str
@@ -80,6 +122,7 @@ class Job:
     n_columns: int
     sources: tuple[TensorInfo, ...]
     values: tuple[float, ...]
+    importance: Values | None = dataclass_field(compare=False)
     targets: tuple[Target, ...]
 
     def rows(self, start: int, stop: int) -> Iterator[tuple[TensorInfo, int, int]]:
@@ -105,6 +148,11 @@ class Plan:
     jobs: tuple[Job, ...]
 
     @property
+    def files(self) -> tuple[OutputFile, ...]:
+        """All files of all outputs, as targets number them."""
+        return tuple(file for output in self.outputs for file in output.files)
+
+    @property
     def source_bytes(self) -> int:
         return sum(source.nbytes for job in self.jobs for source in job.sources)
 
@@ -115,21 +163,42 @@ def make_plan(
     *,
     name: str | None = None,
     fix_special_tokens: bool = False,
+    imatrix: Imatrix | None = None,
+    overrides: Mapping[str, str] | None = None,
+    split_max_bytes: int | None = None,
     warn: Callable[[str], None],
 ) -> Plan:
     """Plan one output for each recipe.
 
     name                general.name, in place of the one derived from the folder
     fix_special_tokens  repair eos and pad where they disagree with the chat template
+    imatrix             importance of the columns, for every matrix that it has an entry for
+    overrides           metadata by key, as `fields.overridden` takes it
+    split_max_bytes     begin another shard where a file's tensors would take more
     warn                called with each warning about the source
     raises              InputError in its kinds: whatever is wrong with the source or does not fit together
+                        UsageError: a recipe needs an importance matrix
     """
     config_file = checkpoint.path / "config.json"
     family = find_family(checkpoint.config, config_file)
     network = family.read_network(checkpoint.config, config_file)
     tensors = sorted(family.map_tensors(network), key=lambda tensor: (layer_of(tensor.gguf), tensor.gguf))
-    _check_tensors(checkpoint, tensors)
+    _check_tensors(checkpoint, tensors, family.head.sources, warn)
     n_weights = sum(math.prod(tensor.shape) for tensor in tensors)
+    facts = Facts(
+        n_layers=network.layers,
+        n_gqa=network.heads // network.kv_heads,
+        imatrix=imatrix is not None,
+        tied=network.tied,
+    )
+    for recipe in recipes:
+        recipe.check(facts)
+    if imatrix:
+        coverage(imatrix, [(tensor.gguf, tensor.shape[-1]) for tensor in tensors if len(tensor.shape) > 1], warn)
+    importance = {
+        tensor.gguf: imatrix.of(tensor.gguf, tensor.shape[-1]) if imatrix and len(tensor.shape) > 1 else None
+        for tensor in tensors
+    }
 
     vocabulary = load_vocabulary(
         checkpoint.path,
@@ -138,11 +207,17 @@ def make_plan(
         fix_special_tokens=fix_special_tokens,
         warn=warn,
     )
-    general = general_fields(checkpoint.path, family.gguf_name, n_weights, name)
+    family.check_pre_tokenizer(vocabulary.pre, checkpoint.path)
+    general = general_fields(checkpoint.path, family.gguf_name, n_weights, name, family.early_keys(network))
     tokenizer = tokenizer_fields(vocabulary)
 
     def output(recipe: Recipe) -> Output:
-        entries = place((t.gguf, t.shape, _type_of(recipe, t, network.layers)) for t in tensors)
+        typed = [(t.gguf, t.shape, recipe.type_of(t.gguf, t.shape, facts)) for t in tensors]
+        fallen = sum(recipe.wanted(name, shape, facts) is not qtype for name, shape, qtype in typed)
+        if fallen:
+            warn(f"{recipe.name}: {fallen} tensors get a fallback type, as their rows do not divide into its blocks")
+        if recipe.needs_imatrix:
+            _check_importance(recipe, typed, importance)
         fields = (
             *general,
             *family.keys(checkpoint.config, network, config_file, recipe.file_type),
@@ -152,10 +227,18 @@ def make_plan(
             Field("quantkit.recipe.name", Kind.STRING, recipe.name),
             Field("quantkit.recipe.sha256", Kind.STRING, recipe.sha256),
             Field("quantkit.strategy", Kind.STRING, STRATEGY),
+            *_imatrix_fields(imatrix),
+            *_source_fields(checkpoint),
         )
-        return Output(recipe.name, header(fields, entries), fields, entries)
+        return Output(recipe.name, _split(overridden(fields, overrides or {}), typed, split_max_bytes))
 
     outputs = tuple(output(recipe) for recipe in recipes)
+    files = [file for out in outputs for file in out.files]
+    targets: dict[str, list[Target]] = {}
+    for number, file in enumerate(files):
+        for entry in file.tensors:
+            target = Target(number, entry.qtype, len(file.header) + entry.offset)
+            targets.setdefault(entry.name, []).append(target)
     jobs = tuple(
         Job(
             tensor.gguf,
@@ -163,18 +246,79 @@ def make_plan(
             tensor.shape[-1],
             tuple(checkpoint.tensors[source] for source, _ in tensor.sources),
             tensor.values,
-            tuple(
-                Target(index, out.tensors[i].qtype, len(out.header) + out.tensors[i].offset)
-                for index, out in enumerate(outputs)
-            ),
+            importance[tensor.gguf],
+            tuple(targets[tensor.gguf]),
         )
-        for i, tensor in enumerate(tensors)
+        for tensor in tensors
     )
     return Plan(outputs, jobs)
 
 
-def output_paths(outputs: Sequence[Output], checkpoint_name: str, wanted: Path | None) -> list[Path]:
-    """The file of each output.
+def _split(
+    fields: tuple[Field, ...], typed: Sequence[tuple[str, tuple[int, ...], QType]], max_bytes: int | None
+) -> tuple[OutputFile, ...]:
+    """One file, or shards as llama.cpp's gguf-split makes them: the first has all keys, each has the split.* ones."""
+    if max_bytes is None:
+        return (OutputFile(fields, place(typed)),)
+    shards: list[list[tuple[str, tuple[int, ...], QType]]] = [[]]
+    for tensor in typed:
+        if shards[-1] and data_bytes(place([*shards[-1], tensor])) > max_bytes:
+            shards.append([])
+        shards[-1].append(tensor)
+
+    def split_fields(number: int) -> tuple[Field, ...]:
+        return (
+            Field("split.no", Kind.U16, number),
+            Field("split.count", Kind.U16, len(shards)),
+            Field("split.tensors.count", Kind.I32, len(typed)),
+        )
+
+    return tuple(
+        OutputFile((*(fields if number == 0 else ()), *split_fields(number)), place(shard))
+        for number, shard in enumerate(shards)
+    )
+
+
+def _check_importance(
+    recipe: Recipe,
+    typed: Sequence[tuple[str, tuple[int, ...], QType]],
+    importance: Mapping[str, Values | None],
+) -> None:
+    """Every matrix in Q2_K has importance, the embedding and the head aside, as llama-quantize asks; TensorError."""
+    for name, _, qtype in typed:
+        if qtype is Q2_K and importance[name] is None and name not in USUALLY_WITHOUT:
+            raise TensorError(f"{recipe.name} needs importance for this matrix", tensor=name)
+
+
+def _imatrix_fields(imatrix: Imatrix | None) -> Iterator[Field]:
+    """What importance went in: llama-quantize's keys but those that name a path, and the file's digest."""
+    if imatrix is not None:
+        yield Field("quantize.imatrix.entries_count", Kind.U32, len(imatrix.entries))
+        yield Field("quantize.imatrix.chunks_count", Kind.U32, imatrix.chunk_count)
+        yield Field("quantkit.imatrix.sha256", Kind.STRING, imatrix.sha256)
+
+
+def _source_fields(checkpoint: Checkpoint) -> Iterator[Field]:
+    """Name and digest of each shard; the digest is taken while its tensors are read."""
+    for number, shard in enumerate(checkpoint.shards):
+        yield Field(f"{SOURCE_KEY}{number}.name", Kind.STRING, shard.name)
+        yield Field(f"{SOURCE_KEY}{number}.sha256", Kind.STRING, PENDING)
+
+
+def shard_digests(checkpoint: Checkpoint, tensors: Mapping[str, str]) -> dict[str, str]:
+    """The digest of each shard by file name: SHA-256 over a line "<sha256 of its bytes>  <name>" for each tensor of it
+    that was read, sorted by name.
+
+    tensors   the SHA-256 of each tensor's bytes, by name
+    """
+    lines: dict[str, list[str]] = {shard.name: [] for shard in checkpoint.shards}
+    for name in sorted(tensors):
+        lines[checkpoint.tensors[name].file.name].append(f"{tensors[name]}  {name}\n")
+    return {shard: hashlib.sha256("".join(text).encode()).hexdigest() for shard, text in lines.items()}
+
+
+def output_paths(outputs: Sequence[Output], checkpoint_name: str, wanted: Path | None) -> list[list[Path]]:
+    """The files of each output; shards are `<prefix>-00001-of-00003.gguf`.
 
     wanted   None: `<checkpoint>-<TYPE>.gguf` in the current folder; a name with "{type}": that template; a folder
              (or, for several outputs, a name without it): those default names there; else the file itself
@@ -186,27 +330,33 @@ def output_paths(outputs: Sequence[Output], checkpoint_name: str, wanted: Path |
         template = wanted / default
     else:
         template = wanted
-    return [template.with_name(template.name.replace("{type}", output.name)) for output in outputs]
+
+    def shards(output: Output) -> list[Path]:
+        path = template.with_name(template.name.replace("{type}", output.name))
+        n = len(output.files)
+        if "split.no" not in {field.key for field in output.files[0].fields}:
+            return [path]
+        prefix = path.name.removesuffix(".gguf")
+        return [path.with_name(f"{prefix}-{number:05d}-of-{n:05d}.gguf") for number in range(1, n + 1)]
+
+    return [shards(output) for output in outputs]
 
 
-def _type_of(recipe: Recipe, tensor: MappedTensor, n_layers: int) -> QType:
-    """The recipe's type for a tensor; raises ShapeError where its rows do not divide into blocks."""
-    try:
-        qtype = recipe.type_of(tensor.gguf, tensor.shape, n_layers)
-        qtype.row_bytes(tensor.shape[-1])
-    except (RecipeError, ShapeError) as error:
-        details = error.details | {"tensor": tensor.gguf}
-        raise type(error)(error.message, hint=error.hint, **details) from None
-    return qtype
-
-
-def _check_tensors(checkpoint: Checkpoint, tensors: Sequence[MappedTensor]) -> None:
-    """The checkpoint has just the tensors of the network, in their shapes; raises TensorError."""
+def _check_tensors(
+    checkpoint: Checkpoint, tensors: Sequence[MappedTensor], head: Sequence[str], warn: Callable[[str], None]
+) -> None:
+    """The checkpoint has just the tensors of the network, in their shapes, or a tied head as well; TensorError."""
     expected = {name: shape for tensor in tensors for name, shape in tensor.sources}
     for name, shape in expected.items():
         found = checkpoint.tensors.get(name)
         if found is None:
-            raise TensorError("a tensor of the network is missing", file=checkpoint.path, tensor=name)
+            hint = "without it, the embedding must be the output too: tie_word_embeddings in config.json is then true"
+            raise TensorError(
+                "a tensor of the network is missing",
+                hint=hint if name in head else None,
+                file=checkpoint.path,
+                tensor=name,
+            )
         if found.shape != shape:
             raise TensorError(
                 "the shape contradicts config.json",
@@ -216,7 +366,12 @@ def _check_tensors(checkpoint: Checkpoint, tensors: Sequence[MappedTensor]) -> N
                 found=list(found.shape),
             )
     for found in checkpoint.tensors.values():
-        if found.name not in expected and not found.name.endswith(_DROPPED):
+        if found.name in head and found.name not in expected:
+            warn(
+                f"{found.name} is left out, as the embedding is the output too; "
+                "if training gave them different weights, set tie_word_embeddings to false in config.json"
+            )
+        elif found.name not in expected and not found.name.endswith(_DROPPED):
             raise TensorError(
                 "a tensor that the network does not have",
                 file=found.file,

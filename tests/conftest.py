@@ -45,7 +45,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Pa
     def files(checkpoint: Path) -> dict[str, Path]:
         with open_checkpoint(checkpoint) as opened:
             plan = make_plan(opened, [preset(name) for name in PRESETS], warn=pytest.fail)
-            paths = output_paths(plan.outputs, opened.name, folder)
+            paths = [path for (path,) in output_paths(plan.outputs, opened.name, folder)]
             convert(opened, plan, paths)
         return dict(zip(PRESETS, paths, strict=True))
 

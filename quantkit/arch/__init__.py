@@ -14,7 +14,7 @@ from quantkit.errors import UnsupportedError
 
 __all__ = ["FAMILIES", "Family", "MappedTensor", "Network", "find_family"]
 
-FAMILIES = (phi3.FAMILY,)
+FAMILIES = (phi3.FAMILY, phi3.SPLIT_FAMILY)
 
 
 def find_family(config: Mapping[str, Any], file: Path) -> Family:

@@ -5,6 +5,7 @@ Its own heuristics run, from the `gguf` package: folder name, config.json and th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import gguf
@@ -13,12 +14,15 @@ from quantkit.errors import FormatError
 from quantkit.gguf_io import Field, Kind
 
 
-def general_fields(folder: Path, architecture: str, n_weights: int, name: str | None = None) -> list[Field]:
+def general_fields(
+    folder: Path, architecture: str, n_weights: int, name: str | None = None, early: Sequence[Field] = ()
+) -> list[Field]:
     """The fields before the network's own.
 
     folder     the checkpoint
     n_weights  all of them, for the size label ("15B")
     name       general.name, in place of the one derived
+    early      fields of the network that the converter writes behind general.architecture
     raises     FormatError  the model card's front matter cannot be read
     """
     try:
@@ -32,7 +36,8 @@ def general_fields(folder: Path, architecture: str, n_weights: int, name: str | 
     recorder = gguf.GGUFWriter(None, architecture)
     recorder.add_type(gguf.GGUFType.MODEL)
     metadata.set_gguf_meta_model(recorder)
-    return [_field(key, value) for key, value in recorder.kv_data[0].items()]
+    first, *others = (_field(key, value) for key, value in recorder.kv_data[0].items())
+    return [first, *early, *others]
 
 
 def _field(key: str, value: gguf.GGUFValue) -> Field:

@@ -1,16 +1,20 @@
-"""Phi3ForCausalLM as Phi-4 has it: fused q|k|v and gate|up, full rotary embedding without scaling, an untied head.
+"""Phi3ForCausalLM: Phi-4, Phi-4-mini, Phi-4-reasoning and their fine-tunes; and Phi-4 saved as LlamaForCausalLM.
 
 Rows of qkv_proj are q, k, v and those of gate_up_proj gate, up, in the checkpoint as in GGUF; nothing is permuted.
+A Phi-4 whose q, k, v, gate and up are tensors of their own, as some trainers rename it, is the same network: the rows
+are put together again, and the file is the one its original would give.
 Keys and names: llama.cpp b11434, conversion/phi.py and gguf-py/gguf/tensor_mapping.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from quantkit.arch.family import Family, Network, TensorMap
+from quantkit.arch.rope import read_rope
 from quantkit.checkpoint.config import require
 from quantkit.checkpoint.json_file import shown
 from quantkit.errors import ConfigError, UnsupportedError
@@ -18,27 +22,18 @@ from quantkit.gguf_io import Field, Kind
 
 # What this converts, key by key: the values that mean "as Phi-4", the first being that of a config without the key.
 AS_PHI4: dict[str, tuple[Any, ...]] = {
-    "rope_scaling": (None,),
-    "partial_rotary_factor": (1.0,),
-    "tie_word_embeddings": (False,),
     "attention_bias": (False,),
+    "mlp_bias": (False,),
+    "lm_head_bias": (False,),
     "hidden_act": ("silu",),
-    "sliding_window": (None,),
 }
 
 
 def read_network(config: Mapping[str, Any], file: Path) -> Network:
-    """The sizes in config; raises ConfigError, and UnsupportedError for a Phi-3 that is not built as Phi-4 is."""
+    """The network in config; raises ConfigError, and UnsupportedError for one that is not built as the Phi-4s are."""
     for key, supported in AS_PHI4.items():
         if config.get(key, supported[0]) not in supported:
-            raise UnsupportedError(
-                "this variant of Phi3ForCausalLM is not supported yet",
-                hint="supported today: Phi-4 and its fine-tunes (no longrope, partial rotary embedding or tied head)",
-                file=file,
-                key=key,
-                expected=shown(supported[0]),
-                found=shown(config[key]),
-            )
+            raise _unlike_phi4(key, supported[0], config, file)
 
     def size(key: str) -> int:
         value = require(config, key, int, file)
@@ -52,15 +47,42 @@ def read_network(config: Mapping[str, Any], file: Path) -> Network:
             raise ConfigError(
                 "does not divide what it splits", file=file, key=key, expected=f"a divisor of {whole}", found=value
             )
-    head_width = hidden // heads
+    if config.get("head_dim") not in (None, hidden // heads):
+        raise _unlike_phi4("head_dim", hidden // heads, config, file)
     return Network(
         layers=size("num_hidden_layers"),
         hidden=hidden,
         heads=heads,
         kv_heads=kv_heads,
-        head_width=head_width,
+        head_width=hidden // heads,
         feed_forward=size("intermediate_size"),
         vocabulary=size("vocab_size"),
+        rope=read_rope(config, file, hidden=hidden, heads=heads),
+        tied="tie_word_embeddings" in config and require(config, "tie_word_embeddings", bool, file),
+    )
+
+
+def read_split_network(config: Mapping[str, Any], file: Path) -> Network:
+    """read_network of a LlamaForCausalLM: a Phi-4 if nothing in config is beyond Phi-4.
+
+    That is: no biases, silu, heads as wide as hidden / heads, and no scaling of the rotary embedding.  A config that
+    does not tell the original context has never been stretched.
+    """
+    complete = {"original_max_position_embeddings": config.get("max_position_embeddings"), **config}
+    network = read_network(complete, file)
+    if network.rope.long_factors:
+        raise _unlike_phi4("rope_scaling", None, config, file)
+    return network
+
+
+def _unlike_phi4(key: str, expected: Any, config: Mapping[str, Any], file: Path) -> UnsupportedError:
+    return UnsupportedError(
+        f"this variant of {config['architectures'][0]} is not supported",
+        hint="supported today: Phi-4, Phi-4-mini, Phi-4-reasoning and their fine-tunes",
+        file=file,
+        key=key,
+        expected=shown(expected),
+        found=shown(config.get(key)),
     )
 
 
@@ -70,24 +92,58 @@ def keys(config: Mapping[str, Any], network: Network, file: Path, file_type: int
     def count(key: str, value: int) -> Field:
         return Field(f"phi3.{key}", Kind.U32, value)
 
-    def real(key: str, name: str) -> Field:
-        return Field(f"phi3.{key}", Kind.F32, require(config, name, float, file))
-
+    window = 0  # llama.cpp tells Phi-4 from older Phi-3 by this 0; it ignores any other value
+    if config.get("sliding_window") is not None:
+        window = require(config, "sliding_window", int, file)
+        if not 0 <= window < 1 << 31:
+            raise ConfigError("an impossible length", file=file, key="sliding_window", found=window)
     return [
-        count("context_length", require(config, "max_position_embeddings", int, file)),
-        count("rope.scaling.original_context_length", require(config, "original_max_position_embeddings", int, file)),
+        count("context_length", network.rope.context),
+        count("rope.scaling.original_context_length", network.rope.original_context),
         count("embedding_length", network.hidden),
         count("feed_forward_length", network.feed_forward),
         count("block_count", network.layers),
         count("attention.head_count", network.heads),
         count("attention.head_count_kv", network.kv_heads),
-        real("attention.layer_norm_rms_epsilon", "rms_norm_eps"),
-        count("rope.dimension_count", network.head_width),
-        real("rope.freq_base", "rope_theta"),
+        Field("phi3.attention.layer_norm_rms_epsilon", Kind.F32, require(config, "rms_norm_eps", float, file)),
+        count("rope.dimension_count", network.rope.rotary),
+        Field("phi3.rope.freq_base", Kind.F32, network.rope.theta),
         Field("general.file_type", Kind.U32, file_type),
-        count("attention.sliding_window", 0),  # llama.cpp tells Phi-4 from older Phi-3 by this 0
+        count("attention.sliding_window", window),
     ]
 
+
+def _layer_tensors(qkv: TensorMap, gate_up: TensorMap) -> tuple[TensorMap, ...]:
+    return (
+        TensorMap("blk.{i}.attn_norm.weight", ("model.layers.{i}.input_layernorm.weight",), ("hidden",)),
+        qkv,
+        TensorMap(
+            "blk.{i}.attn_output.weight", ("model.layers.{i}.self_attn.o_proj.weight",), ("hidden", "attention_rows")
+        ),
+        TensorMap("blk.{i}.ffn_norm.weight", ("model.layers.{i}.post_attention_layernorm.weight",), ("hidden",)),
+        gate_up,
+        TensorMap("blk.{i}.ffn_down.weight", ("model.layers.{i}.mlp.down_proj.weight",), ("hidden", "feed_forward")),
+    )
+
+
+FUSED = _layer_tensors(
+    TensorMap("blk.{i}.attn_qkv.weight", ("model.layers.{i}.self_attn.qkv_proj.weight",), ("qkv_rows", "hidden")),
+    TensorMap("blk.{i}.ffn_up.weight", ("model.layers.{i}.mlp.gate_up_proj.weight",), ("gate_up_rows", "hidden")),
+)
+SPLIT = _layer_tensors(
+    TensorMap(
+        "blk.{i}.attn_qkv.weight",
+        tuple(f"model.layers.{{i}}.self_attn.{part}_proj.weight" for part in "qkv"),
+        ("qkv_rows", "hidden"),
+        rows=("attention_rows", "key_rows", "key_rows"),
+    ),
+    TensorMap(
+        "blk.{i}.ffn_up.weight",
+        tuple(f"model.layers.{{i}}.mlp.{part}_proj.weight" for part in ("gate", "up")),
+        ("gate_up_rows", "hidden"),
+        rows=("feed_forward", "feed_forward"),
+    ),
+)
 
 FAMILY = Family(
     architectures=("Phi3ForCausalLM",),
@@ -95,18 +151,16 @@ FAMILY = Family(
     tensors=(
         TensorMap("token_embd.weight", ("model.embed_tokens.weight",), ("vocabulary", "hidden")),
         TensorMap("output_norm.weight", ("model.norm.weight",), ("hidden",)),
-        TensorMap("output.weight", ("lm_head.weight",), ("vocabulary", "hidden")),
     ),
-    layer_tensors=(
-        TensorMap("blk.{i}.attn_norm.weight", ("model.layers.{i}.input_layernorm.weight",), ("hidden",)),
-        TensorMap("blk.{i}.attn_qkv.weight", ("model.layers.{i}.self_attn.qkv_proj.weight",), ("qkv_rows", "hidden")),
-        TensorMap(
-            "blk.{i}.attn_output.weight", ("model.layers.{i}.self_attn.o_proj.weight",), ("hidden", "attention_rows")
-        ),
-        TensorMap("blk.{i}.ffn_norm.weight", ("model.layers.{i}.post_attention_layernorm.weight",), ("hidden",)),
-        TensorMap("blk.{i}.ffn_up.weight", ("model.layers.{i}.mlp.gate_up_proj.weight",), ("gate_up_rows", "hidden")),
-        TensorMap("blk.{i}.ffn_down.weight", ("model.layers.{i}.mlp.down_proj.weight",), ("hidden", "feed_forward")),
-    ),
+    head=TensorMap("output.weight", ("lm_head.weight",), ("vocabulary", "hidden")),
+    layer_tensors=FUSED,
     read_network=read_network,
     keys=keys,
+)
+SPLIT_FAMILY = replace(
+    FAMILY,
+    architectures=("LlamaForCausalLM",),
+    layer_tensors=SPLIT,
+    read_network=read_split_network,
+    pre_tokenizers=("dbrx", "gpt-4o"),
 )

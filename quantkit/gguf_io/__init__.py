@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from quantkit.gguf_io.fields import Field, Kind
+from quantkit.gguf_io.fields import Field, Kind, overridden
 from quantkit.gguf_io.layout import TensorEntry, data_bytes, header, place
 from quantkit.gguf_io.reader import GGUFFile, read_gguf
 
-__all__ = ["Field", "GGUFFile", "Kind", "TensorEntry", "data_bytes", "header", "place", "read_gguf"]
+__all__ = ["Field", "GGUFFile", "Kind", "TensorEntry", "data_bytes", "header", "overridden", "place", "read_gguf"]

@@ -16,7 +16,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from quantkit.gguf_io.fields import Field, Kind
+from quantkit.gguf_io.fields import FORMATS, Field, Kind
 from quantkit.qtypes import QType
 
 MAGIC = b"GGUF"
@@ -24,21 +24,6 @@ VERSION = 3
 ALIGNMENT = 32
 MAX_NAME_BYTES = 63
 MAX_DIMS = 4
-
-# struct's letter for each kind of fixed size
-FORMATS = {
-    Kind.U8: "B",
-    Kind.I8: "b",
-    Kind.U16: "H",
-    Kind.I16: "h",
-    Kind.U32: "I",
-    Kind.I32: "i",
-    Kind.F32: "f",
-    Kind.BOOL: "?",
-    Kind.U64: "Q",
-    Kind.I64: "q",
-    Kind.F64: "d",
-}
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.errors import FormatError, UnsupportedError
-from quantkit.gguf_io.fields import Field, Kind
-from quantkit.gguf_io.layout import ALIGNMENT, FORMATS, MAGIC, MAX_DIMS, MAX_NAME_BYTES, TensorEntry, padded
+from quantkit.gguf_io.fields import FORMATS, Field, Kind
+from quantkit.gguf_io.layout import ALIGNMENT, MAGIC, MAX_DIMS, MAX_NAME_BYTES, TensorEntry, padded
 from quantkit.osio import InputFile
 from quantkit.qtypes import by_id
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.errors import ConfigError
-from quantkit.tokenizer import added, bpe, pre, special, template
+from quantkit.tokenizer import added, bpe, pre, sources, special, template
 from quantkit.tokenizer.files import read_object
 from quantkit.tokenizer.vocabulary import TokenType, Vocabulary, fields
 
@@ -24,7 +24,8 @@ def load_vocabulary(
 ) -> Vocabulary:
     """The vocabulary of a checkpoint, with the content that llama.cpp's converter gives a GGUF file, and eot.
 
-    folder              with tokenizer.json and, where there are, tokenizer_config.json, chat_template.jinja, ...
+    folder              with tokenizer.json, or what sources.read takes in its place, and, where there are,
+                        tokenizer_config.json, chat_template.jinja, ...
     config              config.json
     n_rows              rows of the embedding; the vocabulary gets as many tokens
     fix_special_tokens  set eos and pad right where they disagree with the chat template (special.reconcile)
@@ -42,8 +43,8 @@ def load_vocabulary(
             expected=n_rows,
             found=config["vocab_size"],
         )
-    source = bpe.read(folder)
     settings = read_object(folder / "tokenizer_config.json")
+    source = bpe.read(*sources.read(folder, settings))
     pre_name = pre.recognise(source.document.get("pre_tokenizer"), source.file)
 
     from_tokenizer = added.from_tokenizer(source.document, source.file)

@@ -1,7 +1,9 @@
 """The added tokens of a tokenizer: from three files, under the ids that the `tokenizers` library gives them.
 
 The library takes no id from a file: a token whose text the base vocabulary has keeps that id, every other one gets the
-next free id in the order of adding.  The order, and whose flags count, are those of transformers 5, which llama.cpp's
+next free id in the order of adding.  Up to 0.22.1 that is the one after the highest so far; since 0.22.2 the count of
+tokens so far, which is lower where the base vocabulary leaves ids out, as o200k's does.  A file whose ids are those of
+either is read as its writer meant it.  The order, and whose flags count, are those of transformers 5, which llama.cpp's
 converter asks (tokenization_utils_base.py, `_from_pretrained`; tokenization_utils_tokenizers.py, `__init__`).  Where a
 file states another id than the library gives, nothing tells which row of the embedding was meant, so that is refused.
 """
@@ -64,18 +66,11 @@ def complete(tokens: Mapping[str, AddedToken], settings: Mapping[str, Any], fold
     raises    ConfigError      a value of the wrong type
               VocabularyError  two files give a token different ids
     """
-    config_file = folder / "tokenizer_config.json"
-    if "added_tokens_decoder" in settings:
-        decoder = require(settings, "added_tokens_decoder", dict, config_file)
-        listed = sorted(_decoder_tokens(decoder, config_file), key=lambda token: token.stated_id or 0)
-        named = _named(settings, config_file)
-    else:
-        map_file, added_file = folder / "special_tokens_map.json", folder / "added_tokens.json"
-        named = _named(dict(settings) | read_object(map_file), config_file)
-        listed = [*_legacy_tokens(read_object(added_file), set(named), added_file), *tokens.values()]
-        listed.sort(key=lambda token: token.stated_id or 0)
+    listed, named = beside(settings, folder)
+    if "added_tokens_decoder" not in settings:
+        listed += tokens.values()
     result = dict(tokens)
-    for token in listed:
+    for token in sorted(listed, key=lambda token: token.stated_id or 0):
         before = result.get(token.text)
         if before is not None and before.stated_id != token.stated_id:
             raise VocabularyError(
@@ -89,28 +84,57 @@ def complete(tokens: Mapping[str, AddedToken], settings: Mapping[str, Any], fold
     return [*result.values(), *(token for text, token in named.items() if text not in result)]
 
 
+def beside(settings: Mapping[str, Any], folder: Path) -> tuple[list[AddedToken], dict[str, AddedToken]]:
+    """Tokens of the files beside tokenizer.json: those listed with their ids, and by text those named by a role.
+
+    settings  tokenizer_config.json, whose `added_tokens_decoder` excludes the older files
+    raises    ConfigError  a value of the wrong type
+    """
+    config_file = folder / "tokenizer_config.json"
+    if "added_tokens_decoder" in settings:
+        decoder = require(settings, "added_tokens_decoder", dict, config_file)
+        return [*_decoder_tokens(decoder, config_file)], _named(settings, config_file)
+    map_file, added_file = folder / "special_tokens_map.json", folder / "added_tokens.json"
+    named = _named(dict(settings) | read_object(map_file), config_file)
+    return [*_legacy_tokens(read_object(added_file), set(named), added_file)], named
+
+
 def number(tokens: list[AddedToken], base: Mapping[str, int]) -> dict[int, AddedToken]:
-    """Each token under the id that the `tokenizers` library gives it.
+    """Each token under the id that the `tokenizers` library gives it: since 0.22.2, or else before.
 
     tokens  in the order of adding
     base    the model's own vocabulary
-    raises  VocabularyError  a file states another id
+    raises  VocabularyError  a file states another id than either
     """
-    result: dict[int, AddedToken] = {}
+    numberings = [_ids(tokens, base, above_all=above_all) for above_all in (False, True)]
+    for ids in numberings:
+        if all(token.stated_id in (None, token_id) for token, token_id in zip(tokens, ids, strict=True)):
+            return dict(zip(ids, tokens, strict=True))
+    token, token_id = next(
+        (token, token_id)
+        for token, token_id in zip(tokens, numberings[0], strict=True)
+        if token.stated_id not in (None, token_id)
+    )
+    raise VocabularyError(
+        "an added token does not have the id its file states",
+        file=token.file,
+        key=shown(token.text),
+        expected=f"{token_id}, which the tokenizers library gives it",
+        found=token.stated_id,
+        hint="load and save the tokenizer with transformers once, and check that the embedding fits",
+    )
+
+
+def _ids(tokens: list[AddedToken], base: Mapping[str, int], *, above_all: bool) -> list[int]:
+    """The library's ids; above_all: higher than that of every token added before, as it was until 0.22.1."""
+    result = []
     next_id = len(base)
     for token in tokens:
         token_id = base.get(token.text, next_id)
         next_id += token.text not in base
-        if token.stated_id not in (None, token_id):
-            raise VocabularyError(
-                "an added token does not have the id its file states",
-                file=token.file,
-                key=shown(token.text),
-                expected=f"{token_id}, which the tokenizers library gives it",
-                found=token.stated_id,
-                hint="load and save the tokenizer with transformers once, and check that the embedding fits",
-            )
-        result[token_id] = token
+        if above_all:
+            next_id = max(next_id, token_id + 1)
+        result.append(token_id)
     return result
 
 

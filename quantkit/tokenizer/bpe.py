@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.checkpoint.config import require
-from quantkit.checkpoint.json_file import read_json, shown
-from quantkit.errors import ConfigError, UnsupportedError, VocabularyError
+from quantkit.checkpoint.json_file import shown
+from quantkit.errors import UnsupportedError, VocabularyError
 from quantkit.tokenizer.added import AddedToken
 from quantkit.tokenizer.byte_level import SPACE, decode
 from quantkit.tokenizer.vocabulary import TokenType
 
-_HINT = "quantkit converts byte-level BPE vocabularies, such as Phi-4's"
+HINT = "quantkit converts byte-level BPE vocabularies, such as Phi-4's"
 
 # What llama.cpp has no counterpart for, by key of tokenizer.json's `model`: the values that ask for nothing.
 _MODEL_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
@@ -49,21 +49,15 @@ class Bpe:
     merges: list[str]
 
 
-def read(folder: Path) -> Bpe:
-    """Read tokenizer.json.
+def read(document: dict[str, Any], file: Path) -> Bpe:
+    """The checked parts of a tokenizer.json.
 
-    folder  of the checkpoint
-    raises  UnsupportedError  another kind of tokenizer, or a setting that llama.cpp cannot express
-            ConfigError       the file is missing, a key is missing or of the wrong type
-            FormatError       no JSON
-            VocabularyError   ids given twice or negative, merges of unknown tokens
+    document  its content
+    file      where it stands, for errors
+    raises    UnsupportedError  another kind of tokenizer, or a setting that llama.cpp cannot express
+              ConfigError       a key is missing or of the wrong type
+              VocabularyError   ids given twice or negative, merges of unknown tokens
     """
-    file = folder / "tokenizer.json"
-    if not file.is_file():
-        raise _missing(folder)
-    document = read_json(file)
-    if not isinstance(document, dict):
-        raise ConfigError("is not a JSON object", file=file, expected="an object", found=shown(document))
     model = require(document, "model", dict, file)
     _refuse_other_kinds(document, model, file)
     for key, neutral in _MODEL_NEUTRAL.items():
@@ -113,24 +107,13 @@ def _added_entry(token: AddedToken) -> tuple[str, TokenType]:
     return text.replace("\u2581", " "), TokenType.USER_DEFINED  # SentencePiece's mark for a space
 
 
-def _missing(folder: Path) -> Exception:
-    sentencepiece = folder / "tokenizer.model"
-    if sentencepiece.is_file():
-        return UnsupportedError("SentencePiece vocabularies are not supported yet", file=sentencepiece, hint=_HINT)
-    return ConfigError(
-        "tokenizer.json is missing",
-        file=folder,
-        hint="copy it from the base model, or save the tokenizer into this folder with transformers",
-    )
-
-
 def _refuse_other_kinds(document: Mapping[str, Any], model: Mapping[str, Any], file: Path) -> None:
     kind = model.get("type", "BPE")
     around = repr([document.get(key) for key in ("normalizer", "pre_tokenizer", "decoder")])
     if kind == "Unigram" or model.get("byte_fallback") or "Metaspace" in around or "\u2581" in around:
-        raise UnsupportedError("SentencePiece vocabularies are not supported yet", file=file, key="model", hint=_HINT)
+        raise UnsupportedError("SentencePiece vocabularies are not supported yet", file=file, key="model", hint=HINT)
     if kind != "BPE":
-        raise UnsupportedError("an unknown kind of vocabulary", file=file, key="model", found=shown(kind), hint=_HINT)
+        raise UnsupportedError("an unknown kind of vocabulary", file=file, key="model", found=shown(kind), hint=HINT)
     normalizer = document.get("normalizer")
     if normalizer not in (None, {"type": "Sequence", "normalizers": []}):
         raise UnsupportedError(
@@ -142,7 +125,7 @@ def _refuse_other_kinds(document: Mapping[str, Any], model: Mapping[str, Any], f
     decoder = document.get("decoder")
     if not isinstance(decoder, dict) or decoder.get("type") != "ByteLevel":
         raise UnsupportedError(
-            "the decoder is not byte-level", file=file, key="decoder", found=shown(decoder), hint=_HINT
+            "the decoder is not byte-level", file=file, key="decoder", found=shown(decoder), hint=HINT
         )
 
 

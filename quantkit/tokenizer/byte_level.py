@@ -10,7 +10,8 @@ _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
 
 BYTE_OF = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + n): byte for n, byte in enumerate(_OTHERS)}
-SPACE = chr(256 + _OTHERS.index(ord(" ")))
+CHAR_OF = {byte: char for char, byte in BYTE_OF.items()}
+SPACE = CHAR_OF[ord(" ")]
 
 
 def decode(text: str) -> str:

@@ -21,12 +21,20 @@ CL100K = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
+# tiktoken's o200k_base, likewise.
+O200K = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
 # These (behavior, invert) all leave one piece for each match of a pattern that matches everything, as those above do:
 # the text between matches, which they treat differently, is empty.
 _ISOLATING = (("Removed", True), ("Isolated", False), ("Isolated", True))
 
 _KNOWN = {
     (f"split by {CL100K}", "bytes"): "dbrx",
+    (f"split by {O200K}", "bytes"): "gpt-4o",
     ("each digit alone", "GPT-2's words", "bytes"): "smollm",
 }
 

@@ -8,16 +8,22 @@ tokens on ids 100256 to 100351.  --tiny keeps the whole vocabulary on a network 
 from __future__ import annotations
 
 import argparse
-import base64
-import gzip
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from importlib import resources
 from pathlib import Path
-from statistics import NormalDist
 
 import numpy as np
-from common import Bf16, merges_from_ranks, show, to_bf16, write_json, write_shards, write_tokenizer
+from common import (
+    Bf16,
+    gaussian,
+    merges_from_ranks,
+    read_ranks,
+    show,
+    to_bf16,
+    write_json,
+    write_shards,
+    write_tokenizer,
+)
 from tokenizers import Regex, pre_tokenizers
 
 VOCAB_SIZE, CONTEXT = 100352, 16384
@@ -84,7 +90,7 @@ def write(out: Path, network: Network = PHI4, *, first_release: bool = False, se
     roles = FIRST_RELEASE_ROLES if first_release else ROLES
     nbytes = write_shards(out, _shards(network, seed), network.layers + 2)
     write_json(out / "config.json", _config(network, roles))
-    _write_tokenizer(out, roles)
+    write_vocabulary(out, roles)
     return nbytes
 
 
@@ -101,7 +107,7 @@ def _shards(network: Network, seed: int) -> Iterator[dict[str, Bf16]]:
     ones = to_bf16(np.ones(hidden, np.float32))
 
     def random(shapes: dict[str, tuple[int, int]]) -> dict[str, Bf16]:
-        return {name: _gaussian(name, shape, seed) for name, shape in shapes.items()}
+        return {name: gaussian(name, shape, seed) for name, shape in shapes.items()}
 
     yield random({"model.embed_tokens.weight": (VOCAB_SIZE, hidden)})
     for layer in range(network.layers):
@@ -109,25 +115,6 @@ def _shards(network: Network, seed: int) -> Iterator[dict[str, Bf16]]:
         layer_matrices = {module + name: shape for name, shape in matrices.items()}
         yield random(layer_matrices) | {module + name: ones for name in norms}
     yield random({"lm_head.weight": (VOCAB_SIZE, hidden)}) | {"model.norm.weight": ones}
-
-
-# The Gaussian as 65536 equally likely values: 16 raw bits of the generator choose one.  NumPy's own Gaussian calls libm
-# and retries now and then, which another machine may decide differently; this is exact, and several times faster.
-# Rounded to BF16 the body keeps its shape; the tails end at 4.3 deviations.
-_NORMAL = NormalDist(0, 0.02)
-_QUANTILES = to_bf16(np.array([_NORMAL.inv_cdf((n + 0.5) / 65536) for n in range(65536)], dtype=np.float32))
-_PIECE_WEIGHTS = 1 << 20
-
-
-def _gaussian(name: str, shape: tuple[int, int], seed: int) -> Bf16:
-    """Random BF16 bits (shape); seeded by the tensor's name, so they do not depend on how many layers there are."""
-    generator = np.random.PCG64([seed, *name.encode()])
-    bits = np.empty(shape[0] * shape[1], np.uint16)
-    for start in range(0, len(bits), _PIECE_WEIGHTS):
-        piece = bits[start : start + _PIECE_WEIGHTS]
-        raw = generator.random_raw(-(-len(piece) // 4)).astype("<u8", copy=False)
-        piece[:] = _QUANTILES[raw.view("<u2")[: len(piece)]]
-    return bits.reshape(shape)
 
 
 def _config(network: Network, roles: dict[str, int]) -> dict[str, object]:
@@ -168,14 +155,9 @@ def _special_tokens() -> dict[int, str]:
     return {id: special[id] for id in ids}
 
 
-def _cl100k_ranks() -> dict[bytes, int]:
-    packed = (resources.files("bpe_openai") / "data" / "cl100k_base.tiktoken.gz").read_bytes()
-    lines = (line.split() for line in gzip.decompress(packed).splitlines())
-    return {base64.b64decode(token): int(rank) for token, rank in lines}
-
-
-def _write_tokenizer(out: Path, roles: dict[str, int]) -> None:
-    ranks = _cl100k_ranks()
+def write_vocabulary(out: Path, roles: dict[str, int]) -> None:
+    """Write the tokenizer's files alone."""
+    ranks = read_ranks("cl100k_base")
     special = _special_tokens()
     write_tokenizer(
         out,

@@ -55,7 +55,7 @@ def test_json_is_the_only_thing_on_stdout(source: Path, tmp_path: Path) -> None:
     report = json.loads(result.stdout)
     (file,) = report["files"]
     assert report["schema"] == {"name": "quantkit.convert", "version": 1}
-    assert file["path"] == str(tmp_path / "Q6_K.gguf")
+    assert file["paths"] == [str(tmp_path / "Q6_K.gguf")]
     assert file["file_bytes"] == (tmp_path / "Q6_K.gguf").stat().st_size
     assert sum(file["types"].values()) == len(read_gguf(tmp_path / "Q6_K.gguf").tensors)
 

@@ -10,6 +10,7 @@ and notes what is in them under tests/golden:
       weights_sha256   of the checkpoint's tensors: where it differs, the maker has changed, not a kernel
       convert          by --outtype: what convert_hf_to_gguf.py makes of the checkpoint (checkpoint's tensor order)
       quantize         by preset: what llama-quantize makes of the BF16 file (its own tensor order, F32 and BF16 too)
+      quantize_imatrix by preset: the same with the importance matrix of synthetic_imatrix.py for the layers' matrices
           each with data_sha256 and data_bytes from the first tensor to the end of the file, and
           tensors "name type OFFSET" in file order, offset in bytes from the first tensor
 
@@ -28,10 +29,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import synthetic_imatrix
 from gguf import GGUFReader, GGUFValueType, ReaderField
 
 GOLDEN = Path(__file__).parent
-PRESETS = ("F32", "F16", "BF16", "Q8_0", "Q6_K", "Q4_K_M", "Q4_K_S")
+PRESETS = ("F32", "F16", "BF16", "Q8_0", "Q6_K", "Q4_K_M", "Q4_K_S")  # of every checkpoint
+MORE_PRESETS = ("Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "Q3_K_L", "Q3_K_M", "Q3_K_S", "Q2_K", "Q2_K_S")
+UNWEIGHTED = ("F32", "F16", "BF16")  # nothing to weigh
+NEED_IMATRIX = ("Q2_K_S",)  # llama-quantize makes none without
 CONVERTED = {"F32": "f32", "BF16": "bf16"}  # preset to --outtype; llama-quantize starts from BF16, which is always made
 
 
@@ -99,6 +104,12 @@ def contents(gguf: Path) -> dict[str, Any]:
     }
 
 
+def layer_matrices(gguf: Path) -> list[tuple[str, int]]:
+    """Name and columns of each tensor that llama-imatrix collects for: the layers' matrices."""
+    tensors = GGUFReader(gguf).tensors
+    return [(t.name, int(t.shape[0])) for t in tensors if t.name.startswith("blk.") and len(t.shape) == 2]
+
+
 def write_json(path: Path, value: Any) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -111,8 +122,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--convert", required=True, type=Path, help="convert_hf_to_gguf.py")
     parser.add_argument("--quantize", required=True, type=Path, help="llama-quantize")
     parser.add_argument("--work", required=True, type=Path, help="folder for <checkpoint>-<PRESET>.gguf")
-    parser.add_argument("--presets", nargs="+", choices=PRESETS, default=PRESETS, help="default: all")
-    parser.add_argument("--keep", nargs="+", choices=PRESETS, default=(), help="files to leave (BF16: as converted)")
+    choices = (*PRESETS, *MORE_PRESETS)
+    parser.add_argument("--presets", nargs="+", choices=choices, default=PRESETS, help=f"default: {' '.join(PRESETS)}")
+    parser.add_argument("--imatrix", action="store_true", help="make the presets with the synthetic imatrix too")
+    parser.add_argument("--keep", nargs="+", choices=choices, default=(), help="files to leave (BF16: as converted)")
     return parser.parse_args()
 
 
@@ -127,9 +140,16 @@ def main() -> None:
         subprocess.run(command, check=True)
         return contents(out)
 
-    def quantize(preset: str) -> dict[str, Any]:
-        subprocess.run([args.quantize, base, scratch, preset], check=True)
+    def quantize(preset: str, *options: str | Path) -> dict[str, Any]:
+        subprocess.run([args.quantize, *options, base, scratch, preset], check=True)
         return contents(scratch)
+
+    def quantize_imatrix() -> dict[str, Any]:
+        imatrix = Path(args.work, f"{name}-imatrix.gguf")
+        synthetic_imatrix.write(imatrix, "gguf", layer_matrices(base))
+        made = {p: quantize(p, "--imatrix", imatrix) for p in args.presets if p not in UNWEIGHTED}
+        imatrix.unlink()
+        return made
 
     converted = {"BF16": convert("BF16", base)}
     write_json(GOLDEN / "metadata" / f"{name}.json", metadata(base))
@@ -137,13 +157,17 @@ def main() -> None:
         converted["F32"] = convert("F32", scratch)
     quantized = {}
     for preset in args.presets:
+        if preset in NEED_IMATRIX:
+            continue
         quantized[preset] = quantize(preset)
         if preset in args.keep and preset != "BF16":
             scratch.rename(Path(args.work, f"{name}-{preset}.gguf"))
+    golden = {"weights_sha256": weights_sha256(args.checkpoint), "convert": converted, "quantize": quantized}
+    if args.imatrix:
+        golden["quantize_imatrix"] = quantize_imatrix()
     scratch.unlink(missing_ok=True)
     if "BF16" not in args.keep:
         base.unlink()
-    golden = {"weights_sha256": weights_sha256(args.checkpoint), "convert": converted, "quantize": quantized}
     write_json(GOLDEN / "files" / f"{name}.json", golden)
 
 

@@ -128,6 +128,32 @@ def test_refusals(made: Any, name: str) -> None:
     assert type(caught.value) is error and words in made.told(caught.value)
 
 
+HOLE = {"x<": 270, "he": 256}  # added tokens that the base vocabulary has, the first far above its other ids
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [{"<1>": 261, "<2>": 262}, {"<1>": 271, "<2>": 272}],
+    ids=["as by tokenizers since 0.22.2", "as by tokenizers up to 0.22.1"],
+)
+def test_ids_behind_a_hole_are_read_as_they_were_written(made: Any, ids: dict[str, int]) -> None:
+    """Read off both versions, for a vocabulary of 261 tokens whose highest id is 270."""
+    stated = HOLE | ids
+    document = made.document(added_tokens=[made.token(token_id, text) for text, token_id in stated.items()])
+    document["model"]["vocab"]["x<"] = 270
+    tokens = made.load(document).tokens
+    assert {text: tokens.index(text) for text in stated} == stated
+
+
+@pytest.mark.parametrize("ids", [{"<1>": 261, "<2>": 272}, {"<1>": 271, "<2>": 273}, {"<1>": 260, "<2>": 261}])
+def test_ids_behind_a_hole_as_neither_gives_them_are_refused(made: Any, ids: dict[str, int]) -> None:
+    added = [made.token(token_id, text) for text, token_id in (HOLE | ids).items()]
+    document = made.document(added_tokens=added)
+    document["model"]["vocab"]["x<"] = 270
+    with pytest.raises(VocabularyError, match="the id its file states"):
+        made.load(document)
+
+
 def test_numbers_are_the_librarys(made: Any) -> None:
     """Any tokens added in any order, some of them in the base vocabulary, which has a hole."""
     document = made.document(added_tokens=[])

@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
+from unittest import mock
 
 import pytest
+from tiktoken_ext import openai_public
 from tokenizers import Tokenizer, models
 
 from quantkit.errors import ConfigError, UnsupportedError
-from quantkit.tokenizer.pre import CL100K, recognise
+from quantkit.tokenizer.pre import CL100K, O200K, recognise
 
 FILE = Path("tokenizer.json")
 
@@ -36,6 +38,11 @@ DBRX = {
     "isolated, inverted": sequence(split("Isolated", True), to_bytes()),
     "other offsets": sequence(split("Removed", True), to_bytes(trim=False)),
     "nested": sequence(sequence(split("Removed", True)), sequence(to_bytes())),
+}
+GPT_4O = {
+    "as Phi-4-mini has it": sequence(split("Removed", True, O200K), to_bytes()),
+    "isolated": sequence(split("Isolated", False, O200K), to_bytes()),
+    "other offsets": sequence(split("Isolated", False, O200K), to_bytes(trim=False)),
 }
 SMOLLM = {
     "as SmolLM2 has it": sequence(DIGITS, to_bytes(regex=True)),
@@ -66,12 +73,17 @@ def test_dbrx(name: str) -> None:
     assert recognise(DBRX[name], FILE) == "dbrx"
 
 
+@pytest.mark.parametrize("name", GPT_4O)
+def test_gpt_4o(name: str) -> None:
+    assert recognise(GPT_4O[name], FILE) == "gpt-4o"
+
+
 @pytest.mark.parametrize("name", SMOLLM)
 def test_smollm(name: str) -> None:
     assert recognise(SMOLLM[name], FILE) == "smollm"
 
 
-@pytest.mark.parametrize("forms", [DBRX, SMOLLM], ids=["dbrx", "smollm"])
+@pytest.mark.parametrize("forms", [DBRX, GPT_4O, SMOLLM], ids=["dbrx", "gpt-4o", "smollm"])
 def test_forms_with_one_name_split_alike(forms: dict[str, Any]) -> None:
     texts = [topics[key] for key in sorted(topics)[:10]] + ["I'LL  it's 12345\r\n\r\n\t x\u00a0é日本\u200d🚀 \n", " "]
     expected, *others = (pieces(built(form), texts) for form in forms.values())
@@ -95,6 +107,12 @@ def test_others_are_refused_and_shown(name: str) -> None:
         recognise(pre_tokenizer, FILE)
     assert words in caught.value.details["found"]
     assert "dbrx" in str(caught.value.hint) and "smollm" in str(caught.value.hint)
+
+
+def test_o200k_is_tiktokens() -> None:
+    """cl100k's is spelled otherwise there, with operators that the regular expressions of `tokenizers` lack."""
+    with mock.patch.object(openai_public, "load_tiktoken_bpe", return_value={}):
+        assert openai_public.o200k_base()["pat_str"] == O200K
 
 
 def test_a_part_without_its_key_is_refused() -> None:
