@@ -18,7 +18,7 @@ typedef struct {
 static int available(instruction_set list[static 4]) {
     int n = 0;
     list[n++] = (instruction_set){"scalar", qk_kernels_scalar};
-#if defined(__GNUC__)
+#if defined(__GNUC__) && !defined(QK_NO_VECTOR_EXTENSIONS) /* the test of other compilers' builds defines it */
 #if defined(__aarch64__)
     list[n++] = (instruction_set){"neon", qk_kernels_neon};
 #else
@@ -42,7 +42,7 @@ int qk_n_isas(void) {
 }
 
 const char *qk_isa_name(int i) {
-    instruction_set list[4];
+    instruction_set list[4] = {{0}}; /* some compilers do not see that no entry beyond n is read */
     return i >= 0 && i < available(list) ? list[i].name : NULL;
 }
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import layouts
+import phi4_mini_tiny as phi4_mini_tiny_maker
 import phi4_widths
 import pytest
 import real_small as real_small_maker
@@ -34,6 +37,30 @@ def phi4_tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     phi4_widths.write(folder, phi4_widths.TINY)
     yield folder
     shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def phi4_tiny_v5(phi4_tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """phi4_tiny as transformers 5 saves it; the weights are links."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "phi4_tiny_v5"
+    shutil.copytree(phi4_tiny, folder, copy_function=_copy_or_link)
+    layouts.transformers_5(folder)
+    return folder
+
+
+def _copy_or_link(source: str, target: str) -> None:
+    if source.endswith(".safetensors"):
+        os.link(source, target)
+    else:
+        shutil.copyfile(source, target)
+
+
+@pytest.fixture(scope="session")
+def phi4_mini_tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with Phi-4-mini's traits, random weights, 22 MB."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "phi4_mini_tiny"
+    phi4_mini_tiny_maker.write(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

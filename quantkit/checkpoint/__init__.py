@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any
 
 from quantkit.checkpoint.header import TensorInfo, read_header
 from quantkit.checkpoint.index import merge_shards, read_index
 from quantkit.checkpoint.json_file import read_json, shown
-from quantkit.errors import ConfigError, InputError, ShapeError, UnsafeError, UsageError
+from quantkit.checkpoint.weights import Weights
+from quantkit.errors import ConfigError, InputError, UnsafeError
 from quantkit.osio import InputFile, is_file, is_folder
 
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-__all__ = ["Checkpoint", "TensorInfo", "open_checkpoint"]
+__all__ = ["Checkpoint", "TensorInfo", "Weights", "open_checkpoint"]
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
@@ -26,60 +23,19 @@ INDEX = "model.safetensors.index.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
-class Checkpoint:
-    """An open checkpoint; use it in a `with` block or close() it.
-
-    Its files stay open between, so that what was checked is what is read.
+class Checkpoint(Weights):
+    """An open checkpoint.
 
     path     the folder
     name     the folder's own name
     config   config.json
-    tensors  every tensor by name, by shard and then in the order of its bytes
-    shards   the safetensors files, by name
     """
 
     def __init__(
         self, path: Path, config: dict[str, Any], tensors: Mapping[str, TensorInfo], files: Mapping[Path, InputFile]
     ) -> None:
-        self.path = path
-        self.name = path.resolve().name if path.name in ("", "..") else path.name
+        super().__init__(path, path.resolve().name if path.name in ("", "..") else path.name, tensors, files)
         self.config = config
-        self.tensors = dict(tensors)
-        self.shards = tuple(files)
-        self._files = dict(files)
-
-    def read_rows(self, tensor: TensorInfo, start: int, stop: int, out: npt.NDArray[np.uint8]) -> None:
-        """Read rows start to stop of a tensor into out, from any thread.
-
-        out     uint8, C order, of (stop - start) * tensor.row_bytes bytes in any shape; filled
-        raises  ShapeError  the tensor has no such rows, or out is not of that size
-                DiskError   reading fails, or the file has become shorter
-                UsageError  the checkpoint is closed
-        """
-        if not 0 <= start <= stop <= tensor.n_rows:
-            raise ShapeError(
-                "no such rows", tensor=tensor.name, expected=f"within 0 to {tensor.n_rows}", found=f"{start} to {stop}"
-            )
-        nbytes = (stop - start) * tensor.row_bytes
-        view = out.data
-        if view.nbytes != nbytes or not view.c_contiguous:
-            expected = f"{nbytes} bytes in C order"
-            raise ShapeError("the rows do not fill the array", tensor=tensor.name, expected=expected, found=view.nbytes)
-        if tensor.file not in self._files:
-            raise UsageError("the checkpoint is closed", file=self.path, tensor=tensor.name)
-        self._files[tensor.file].read_into(view, tensor.offset + start * tensor.row_bytes)
-
-    def close(self) -> None:
-        """Close the files; no thread may be reading. Closing twice is allowed."""
-        files, self._files = self._files, {}
-        for file in files.values():
-            file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:

@@ -47,14 +47,19 @@ def read_gguf(path: Path) -> GGUFFile:
             UnsupportedError  big endian, a version or tensor type that is not known
     """
     with InputFile(path) as file:
-        cursor = _Cursor(file)
-        version, n_tensors, n_fields = _read_preamble(cursor)
-        fields = cursor.unique(n_fields, lambda: _read_field(cursor), lambda field: field.key, "key")
-        tensors = cursor.unique(n_tensors, lambda: _read_tensor(cursor), lambda tensor: tensor.name, "tensor")
-        alignment = _alignment(fields, path)
-        data_offset = padded(cursor.offset, alignment)
-        _check_placement(tensors, alignment, data_offset, file.size, path)
-        return GGUFFile(path, version, fields, tensors, data_offset, file.size)
+        return read_open_gguf(file)
+
+
+def read_open_gguf(file: InputFile) -> GGUFFile:
+    """read_gguf of a file that stays open; raises FormatError, UnsupportedError, DiskError."""
+    cursor = _Cursor(file)
+    version, n_tensors, n_fields = _read_preamble(cursor)
+    fields = cursor.unique(n_fields, lambda: _read_field(cursor), lambda field: field.key, "key")
+    tensors = cursor.unique(n_tensors, lambda: _read_tensor(cursor), lambda tensor: tensor.name, "tensor")
+    alignment = _alignment(fields, file.path)
+    data_offset = padded(cursor.offset, alignment)
+    _check_placement(tensors, alignment, data_offset, file.size, file.path)
+    return GGUFFile(file.path, version, fields, tensors, data_offset, file.size)
 
 
 class _Cursor:

@@ -1,7 +1,7 @@
 """Turn a checkpoint folder into the layouts in which trainers leave one; each function changes the folder in place.
 
-They were compared with what transformers 4.57.6 and 5.23.0 save of the same network and tokenizer: the same files, and
-in them the same values of all keys that quantkit reads.
+They were compared with what transformers 4.57.6 and 5.23.0 save of the same network and tokenizer: the same files but
+for generation_config.json, and in them the same values of all keys that quantkit reads.
 """
 
 from __future__ import annotations

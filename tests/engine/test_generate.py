@@ -22,9 +22,12 @@ def test_trained_weights_know_the_capital(engine: Engine, converted: Converted, 
     assert engine.complete(PROMPT, 4).startswith(" Paris")
 
 
-def test_random_weights_compute(engine: Engine, converted: Converted, phi4_tiny: Path) -> None:
+@pytest.mark.parametrize("name", ["phi4_tiny", "phi4_mini_tiny"])
+def test_random_weights_compute(
+    engine: Engine, converted: Converted, name: str, request: pytest.FixtureRequest
+) -> None:
     """A token each time; an id of 0 throughout, as NaN gives, would decode to one "!" after another."""
-    engine.load(converted(phi4_tiny)["Q4_K_M"])
+    engine.load(converted(request.getfixturevalue(name))["Q4_K_M"])
     text = engine.complete(PROMPT, 4)
     assert text and set(text) != {"!"}
 

@@ -10,8 +10,10 @@ from importlib import resources
 from pathlib import Path
 from unittest import mock
 
+import phi4_mini_tiny as phi4_mini_tiny_maker
 import pytest
 import tiktoken
+from common import read_ranks
 from engine import Engine
 from texts import N_TEXTS, texts
 from tiktoken_ext import openai_public
@@ -103,6 +105,27 @@ def test_markup_as_plain_text(engine: Engine, converted: Converted, phi4_tiny: P
     engine.load(converted(phi4_tiny)["Q8_0"])
     by_llama = {name: engine.tokenize(text, special=False) for name, text in texts().items()}
     assert differences({name: encoding.encode_ordinary(text) for name, text in texts().items()}, by_llama) == []
+
+
+# llama.cpp's expression for o200k has letters where tiktoken's has letters and marks (src/llama-vocab.cpp), so a mark
+# within a word begins another piece.  No key of a file changes that.
+SPLIT_AT_MARKS = {"south asia 1", "south asia 4", "south asia 1 | chat markup 8"}
+
+
+def test_start_of_the_o200k_vocabulary(engine: Engine, converted: Converted, phi4_mini_tiny: Path) -> None:
+    ranks = {token: rank for token, rank in read_ranks("o200k_base").items() if rank < phi4_mini_tiny_maker.N_RANKS}
+    with mock.patch.object(openai_public, "load_tiktoken_bpe", return_value=ranks):
+        definition = openai_public.o200k_base()
+    encoding = tiktoken.Encoding(**definition | {"special_tokens": phi4_mini_tiny_maker.special_ids()})
+    marked = {
+        name: text.replace("<|im_start|>", "<|user|>").replace("<|im_end|>", "<|end|>")
+        for name, text in texts().items()
+    }
+    engine.load(converted(phi4_mini_tiny)["Q8_0"])
+    by_llama = {name: engine.tokenize(text) for name, text in marked.items()}
+    by_tiktoken = {name: encoding.encode(text, allowed_special="all") for name, text in marked.items()}
+    assert {name for name in marked if by_llama[name] != by_tiktoken[name]} == SPLIT_AT_MARKS
+    assert any(4116 in ids for ids in by_llama.values()), "<|end|> occurs"
 
 
 def test_real_smollm_vocabulary(engine: Engine, converted: Converted, real_small: Path) -> None:

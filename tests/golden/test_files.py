@@ -13,7 +13,7 @@ from oracle import GOLDEN, PRESETS, contents, weights_sha256
 Converted = Callable[[Path], dict[str, Path]]
 
 
-@pytest.fixture(scope="module", params=["real_small", "phi4_tiny"])
+@pytest.fixture(scope="module", params=["real_small", "phi4_tiny", "phi4_mini_tiny"])
 def checkpoint(request: pytest.FixtureRequest) -> Path:
     path: Path = request.getfixturevalue(request.param)
     return path

@@ -16,7 +16,7 @@ Converted = Callable[[Path], dict[str, Path]]
 _OWN = ("quantkit.", "tokenizer.ggml.eot_token_id")
 
 
-@pytest.fixture(scope="module", params=["real_small", "phi4_tiny"])
+@pytest.fixture(scope="module", params=["real_small", "phi4_tiny", "phi4_tiny_v5", "phi4_mini_tiny"])
 def found_and_golden(request: pytest.FixtureRequest, converted: Converted) -> tuple[dict[str, Any], dict[str, Any]]:
     checkpoint: Path = request.getfixturevalue(request.param)
     golden = json.loads((GOLDEN / "metadata" / f"{checkpoint.name}.json").read_text("utf-8"))
