@@ -9,14 +9,18 @@ typedef enum { BY_MAGNITUDE, BY_RMS_AND_MAGNITUDE } plain_weight;
 typedef struct {
     int run, runs;           /* weights in a run, runs in a block */
     int max_code, max_scale; /* largest q, and largest scale and min */
+    bool saturates[2];       /* whether larger codes of scales become max_scale, without and with importance; else their
+                                bits run into each other in `pack_scales` */
     plain_weight weight;     /* of a weight x without importance: |x|, or the run's rms + |x| */
     float energy;            /* with importance: importance * sqrt(energy * mean square of the block + x^2) */
     scale_min_search plain, weighted;
+    void (*pack_scales)(const uint8_t *scale, const uint8_t *min, uint8_t *out);
+    void (*unpack_scales)(const uint8_t *in, uint8_t *scale, uint8_t *min);
 } scale_min_kind;
 
 typedef struct {
     uint16_t d[LANES], dmin[LANES];
-    uint8_t scale[LANES * MAX_RUNS], min[LANES * MAX_RUNS];
+    uint8_t scales[LANES][MAX_RUNS]; /* as pack_scales leaves them */
     uint8_t q[LANES * BLOCK_256];
 } scale_min_chunk;
 
@@ -82,20 +86,30 @@ INLINE void encode_scale_min_chunk(scale_min_kind kind, chunk c, scale_min_chunk
         store(min + pass * LANES, fit[pass].minimum);
     }
 
+    uint8_t scale_code[LANES * MAX_RUNS], min_code[LANES * MAX_RUNS];
     if (c.importance) {
-        fitted_codes(scale, sum_w, runs, kind.max_scale, out->d, out->scale);
-        fitted_codes(min, sum_w, runs, kind.max_scale, out->dmin, out->min);
+        fitted_codes(scale, sum_w, runs, kind.max_scale, out->d, scale_code);
+        fitted_codes(min, sum_w, runs, kind.max_scale, out->dmin, min_code);
     } else {
         for (int b = 0; b < LANES; b++) {
-            out->d[b] = plain_codes(scale + b * runs, runs, kind.max_scale, out->scale + b * runs);
-            out->dmin[b] = plain_codes(min + b * runs, runs, kind.max_scale, out->min + b * runs);
+            out->d[b] = plain_codes(scale + b * runs, runs, kind.max_scale, scale_code + b * runs);
+            out->dmin[b] = plain_codes(min + b * runs, runs, kind.max_scale, min_code + b * runs);
         }
     }
-    for (int i = 0; i < LANES * runs; i++) {
-        if (out->scale[i] > kind.max_scale) out->scale[i] = (uint8_t)kind.max_scale;
-        if (out->min[i] > kind.max_scale) out->min[i] = (uint8_t)kind.max_scale;
-        scale[i] = f32_from_f16(out->d[i / runs]) * out->scale[i];
-        min[i] = f32_from_f16(out->dmin[i / runs]) * out->min[i];
+    if (kind.saturates[c.importance != NULL]) {
+        for (int i = 0; i < LANES * runs; i++) {
+            if (scale_code[i] > kind.max_scale) scale_code[i] = (uint8_t)kind.max_scale;
+            if (min_code[i] > kind.max_scale) min_code[i] = (uint8_t)kind.max_scale;
+        }
+    }
+    for (int b = 0; b < LANES; b++) {
+        uint8_t *of_scale = scale_code + b * runs, *of_min = min_code + b * runs;
+        kind.pack_scales(of_scale, of_min, out->scales[b]);
+        kind.unpack_scales(out->scales[b], of_scale, of_min);
+        for (int r = 0; r < runs; r++) {
+            scale[b * runs + r] = f32_from_f16(out->d[b]) * of_scale[r];
+            min[b * runs + r] = f32_from_f16(out->dmin[b]) * of_min[r];
+        }
     }
 
     for (int pass = 0; pass < runs; pass++) {
@@ -126,23 +140,38 @@ INLINE void encode_scale_min_chunk(scale_min_kind kind, chunk c, scale_min_chunk
  *           8..11     min[r]   bits 0..5 | min[r + 4]   bits 4..5 << 6
  *           12..15    scale[r + 4] bits 0..3 | min[r + 4] bits 0..3 << 4
  */
-INLINE void pack_six_bits(uint16_t d, uint16_t dmin, const uint8_t *scale, const uint8_t *min, uint8_t *out) {
-    put_u16(out, d);
-    put_u16(out + 2, dmin);
+enum { SIX_BITS_BYTES = 12 };
+
+INLINE void pack_six_bits(const uint8_t *scale, const uint8_t *min, uint8_t *out) {
     for (int r = 0; r < 4; r++) {
-        out[4 + r] = (uint8_t)(scale[r] | scale[r + 4] >> 4 << 6);
-        out[8 + r] = (uint8_t)(min[r] | min[r + 4] >> 4 << 6);
-        out[12 + r] = (uint8_t)((scale[r + 4] & 15) | min[r + 4] << 4);
+        out[r] = (uint8_t)(scale[r] | scale[r + 4] >> 4 << 6);
+        out[r + 4] = (uint8_t)(min[r] | min[r + 4] >> 4 << 6);
+        out[r + 8] = (uint8_t)((scale[r + 4] & 15) | min[r + 4] << 4);
     }
 }
 
-/* What the scales and minima of such a block mean: step[r] = d * scale[r], offset[r] = dmin * min[r]. */
-INLINE void unpack_six_bits(const uint8_t *in, float *step, float *offset) {
-    const float d = f32_from_f16(get_u16(in)), dmin = f32_from_f16(get_u16(in + 2));
+INLINE void unpack_six_bits(const uint8_t *in, uint8_t *scale, uint8_t *min) {
     for (int r = 0; r < 4; r++) {
-        step[r] = d * (float)(in[4 + r] & 63);
-        offset[r] = dmin * (float)(in[8 + r] & 63);
-        step[r + 4] = d * (float)((in[12 + r] & 15) | in[4 + r] >> 6 << 4);
-        offset[r + 4] = dmin * (float)(in[12 + r] >> 4 | in[8 + r] >> 6 << 4);
+        scale[r] = in[r] & 63;
+        min[r] = in[r + 4] & 63;
+        scale[r + 4] = (uint8_t)((in[r + 8] & 15) | in[r] >> 6 << 4);
+        min[r + 4] = (uint8_t)(in[r + 8] >> 4 | in[r + 4] >> 6 << 4);
+    }
+}
+
+INLINE void pack_head(const scale_min_chunk *s, int block, uint8_t *out) {
+    put_u16(out, s->d[block]);
+    put_u16(out + 2, s->dmin[block]);
+    memcpy(out + 4, s->scales[block], SIX_BITS_BYTES);
+}
+
+/* What the head of such a block means: step[r] = d * scale[r], offset[r] = dmin * min[r]. */
+INLINE void unpack_head(const uint8_t *in, float *step, float *offset) {
+    const float d = f32_from_f16(get_u16(in)), dmin = f32_from_f16(get_u16(in + 2));
+    uint8_t scale[8], min[8];
+    unpack_six_bits(in + 4, scale, min);
+    for (int r = 0; r < 8; r++) {
+        step[r] = d * (float)scale[r];
+        offset[r] = dmin * (float)min[r];
     }
 }

@@ -67,7 +67,7 @@ def test_every_instruction_set_has_every_type(qtype: qtypes.QType) -> None:
         for isa in _native.isas():
             _native.use(isa)
             blocks = np.zeros((1, qtype.block_bytes), np.uint8)
-            assert _native.encode(qtype.id, rows, 1, k, qtype.max_abs, blocks) == -1
+            assert _native.encode(qtype.id, rows, 1, k, None, qtype.max_abs, blocks) == -1
             _native.decode(qtype.id, blocks, 1, k, values)
             assert np.abs(values - rows).max() < 0.01, isa
     finally:
@@ -79,4 +79,4 @@ def test_the_c_table_has_no_other_type() -> None:
     known = {qtype.id for qtype in qtypes.ALL}
     for type_id in set(range(64)) - known:
         with pytest.raises(ValueError, match="unknown type"):
-            _native.encode(type_id, b"", 0, 0, 1.0, bytearray())
+            _native.encode(type_id, b"", 0, 0, None, 1.0, bytearray())

@@ -13,7 +13,7 @@ from quantkit import errors, qtypes
 
 PUBLIC = {
     "quantkit.kernels": {"backend", "decode", "encode"},
-    "quantkit.qtypes": {"ALL", "BF16", "F16", "F32", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "QType", "by_id", "by_name"},
+    "quantkit.qtypes": {"ALL", "QType", "by_id", "by_name"},  # and the types below
 }
 # error: (what it is a kind of, exit code)
 ERRORS = {
@@ -31,15 +31,23 @@ ERRORS = {
     "NotFiniteError": ("InputError", 65),
     "MagnitudeError": ("InputError", 65),
     "OutputError": ("QuantkitError", 73),
+    "BusyError": ("OutputError", 73),
     "DiskError": ("QuantkitError", 74),
     "UnsafeError": ("QuantkitError", 77),
     "Interrupted": ("QuantkitError", 130),
+    "Paused": ("QuantkitError", 75),
 }
 # type: (ggml's number, weights in a block, bytes of a block)
 TYPES = {
     "F32": (0, 1, 4),
     "F16": (1, 1, 2),
+    "Q4_0": (2, 32, 18),
+    "Q4_1": (3, 32, 20),
+    "Q5_0": (6, 32, 22),
+    "Q5_1": (7, 32, 24),
     "Q8_0": (8, 32, 34),
+    "Q2_K": (10, 256, 84),
+    "Q3_K": (11, 256, 110),
     "Q4_K": (12, 256, 144),
     "Q5_K": (13, 256, 176),
     "Q6_K": (14, 256, 210),

@@ -89,7 +89,7 @@ def test_instruction_set_ran(name: str) -> None:
     try:
         _native.use(name)
         assert _native.isa() == name
-        assert _native.encode(qtypes.Q4_K.id, rows, 2, 256, 1.0, packed) == -1
+        assert _native.encode(qtypes.Q4_K.id, rows, 2, 256, None, 1.0, packed) == -1
     finally:
         _native.use(None)
     assert np.array_equal(packed, kernels.encode(rows, qtypes.Q4_K))

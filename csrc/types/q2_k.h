@@ -7,6 +7,18 @@
  */
 enum { Q2_K_BYTES = 84 };
 
+/* A code beyond 15, which a negative scale gives, runs into its neighbour, as in ggml. */
+INLINE void pack_nibbles(const uint8_t *scale, const uint8_t *min, uint8_t *out) {
+    for (int r = 0; r < 16; r++) out[r] = (uint8_t)(scale[r] | min[r] << 4);
+}
+
+INLINE void unpack_nibbles(const uint8_t *in, uint8_t *scale, uint8_t *min) {
+    for (int r = 0; r < 16; r++) {
+        scale[r] = in[r] & 15;
+        min[r] = in[r] >> 4;
+    }
+}
+
 static const scale_min_kind q2_k_kind = {
     .run = 16,
     .runs = 16,
@@ -16,6 +28,8 @@ static const scale_min_kind q2_k_kind = {
     .energy = 1,
     .plain = {.first = -0.5f, .step = 0.1f, .last = 15, .absolute = true},
     .weighted = {.first = -0.9f, .step = 0.05f, .last = 36, .guarded = true},
+    .pack_scales = pack_nibbles,
+    .unpack_scales = unpack_nibbles,
 };
 
 /* Four codes of 2 bits in a byte, 32 weights apart: Q2_K and the low bits of Q3_K. */
@@ -31,7 +45,7 @@ static void encode_q2_k_chunk(chunk c, uint8_t *out) {
     scale_min_chunk s;
     encode_scale_min_chunk(q2_k_kind, c, &s);
     for (int b = 0; b < LANES; b++, out += Q2_K_BYTES) {
-        for (int r = 0; r < 16; r++) out[r] = (uint8_t)(s.scale[b * 16 + r] | s.min[b * 16 + r] << 4);
+        memcpy(out, s.scales[b], 16);
         pack_two_bits(s.q + b * BLOCK_256, out + 16);
         put_u16(out + 80, s.d[b]);
         put_u16(out + 82, s.dmin[b]);

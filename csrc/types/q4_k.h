@@ -10,10 +10,13 @@ static const scale_min_kind q4_k_kind = {
     .runs = 8,
     .max_code = 15,
     .max_scale = 63,
+    .saturates = {true, false},
     .weight = BY_RMS_AND_MAGNITUDE,
     .energy = 2,
     .plain = {.first = -1.0f, .step = 0.1f, .last = 20},
     .weighted = {.first = -0.9f, .step = 0.05f, .last = 36, .guarded = true},
+    .pack_scales = pack_six_bits,
+    .unpack_scales = unpack_six_bits,
 };
 
 static void encode_q4_k_chunk(chunk c, uint8_t *out) {
@@ -21,7 +24,7 @@ static void encode_q4_k_chunk(chunk c, uint8_t *out) {
     encode_scale_min_chunk(q4_k_kind, c, &s);
     for (int b = 0; b < LANES; b++, out += Q4_K_BYTES) {
         const uint8_t *q = s.q + b * BLOCK_256;
-        pack_six_bits(s.d[b], s.dmin[b], s.scale + 8 * b, s.min + 8 * b, out);
+        pack_head(&s, b, out);
         for (int p = 0; p < 4; p++)
             for (int i = 0; i < 32; i++) out[16 + 32 * p + i] = (uint8_t)(q[64 * p + i] | q[64 * p + 32 + i] << 4);
     }
@@ -34,7 +37,7 @@ static void encode_q4_k(const float *x, int64_t n_rows, int64_t n_columns, const
 static void decode_q4_k(const uint8_t *in, int64_t n_blocks, float *x) {
     for (; n_blocks > 0; n_blocks--, x += BLOCK_256, in += Q4_K_BYTES) {
         float step[8], offset[8];
-        unpack_six_bits(in, step, offset);
+        unpack_head(in, step, offset);
         for (int r = 0; r < 8; r++) {
             const uint8_t *q = in + 16 + r / 2 * 32;
             const int shift = r % 2 * 4;

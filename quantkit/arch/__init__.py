@@ -23,7 +23,11 @@ def find_family(config: Mapping[str, Any], file: Path) -> Family:
     for family in FAMILIES:
         if len(names) == 1 and names[0] in family.architectures:
             return family
-    supported = ", ".join(name for family in FAMILIES for name in family.architectures)
+    supported = ", ".join(
+        f"{name} (a Phi-4 saved under that name)" if family.pre_tokenizers else name
+        for family in FAMILIES
+        for name in family.architectures
+    )
     raise UnsupportedError(
         "this architecture is not supported",
         hint=f"supported today: {supported}",

@@ -8,7 +8,7 @@ a key, and the top level fills in the rest.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,11 @@ from quantkit.errors import ConfigError, UnsupportedError
 PLAIN = "default"
 # What attention logits are multiplied by, from s = context / original context and the latter
 # (conversion/phi.py, generate_extra_tensors).
-_ATTENTION_FACTORS = {
+_ATTENTION_FACTORS: Mapping[str, Callable[[float, int], float]] = {
     "longrope": lambda s, original: math.sqrt(1 + math.log(s) / math.log(original)),
+    "su": lambda s, original: _ATTENTION_FACTORS["longrope"](s, original),  # its first name
     "yarn": lambda s, original: 0.1 * math.log(s) + 1,
 }
-_ATTENTION_FACTORS["su"] = _ATTENTION_FACTORS["longrope"]  # its first name
 _FROM_TOP_LEVEL = ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings")
 _KNOWN = {*_FROM_TOP_LEVEL, "type", "rope_type", "long_factor", "short_factor", "factor"}
 

@@ -67,7 +67,7 @@ def fit_scale_min(x: F32Array, w: F32Array, max_code: int, search: ScaleMinSearc
         low = np.where(row < low, row, low)
         high = np.where(row > high, row, high)
     sum_w, sum_x = ordered_sum(w), ordered_sum(w * x)
-    low = np.minimum(low, f32(0))
+    low = np.where(low > 0, f32(0), low)  # not minimum(): the sign of -0 is stored
 
     def error_of(scale: F32Array, minimum: F32Array, levels: F32Array) -> F32Array:
         diff = scale * levels + minimum - x

@@ -49,9 +49,9 @@ def nearest(x: F32Array) -> I32Array:
 
 
 def ordered_sum(terms: Iterable[F32Array]) -> F32Array:
-    """The terms added one after another in float32."""
+    """0 and the terms added one after another in float32; from 0, for the sum of -0 alone is 0 then, as in ggml."""
     terms = iter(terms)
-    total = next(terms).copy()
+    total = next(terms) + np.float32(0)
     for term in terms:
         total += term
     return total

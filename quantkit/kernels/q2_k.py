@@ -14,9 +14,31 @@ from quantkit.kernels.fit import ScaleMinSearch
 from quantkit.kernels.lanes import F32Array, Importance, U8Array
 from quantkit.kernels.scale_min_block import Block, Kind, fit_block, values
 
-KIND = Kind(run=16, max_code=3, max_scale=15, rms=False, energy=1, plain=ScaleMinSearch(-0.5, 0.1, 15, absolute=True))
 PAIR_BITS = np.array([[0], [2], [4], [6]], np.uint8)
 PAIR, NIBBLE = np.uint8(3), np.uint8(15)
+
+
+def pack_nibbles(scale: U8Array, min: U8Array) -> U8Array:
+    """Scales and minima to bytes; a code beyond 15, as a negative scale gives, runs into its neighbour, as in ggml."""
+    return scale | min << np.uint8(4)
+
+
+def unpack_nibbles(packed: U8Array) -> tuple[U8Array, U8Array]:
+    """The inverse of pack_nibbles."""
+    return packed & NIBBLE, packed >> np.uint8(4)
+
+
+KIND = Kind(
+    run=16,
+    max_code=3,
+    max_scale=15,
+    saturates=(False, False),
+    rms=False,
+    plain=ScaleMinSearch(-0.5, 0.1, 15, absolute=True),
+    energy=1,
+    pack_scales=pack_nibbles,
+    unpack_scales=unpack_nibbles,
+)
 
 
 def encode(x: F32Array, importance: Importance | None) -> U8Array:
@@ -32,14 +54,13 @@ def decode(blocks: U8Array) -> F32Array:
 def pack(b: Block) -> U8Array:
     """Fields to bytes, as in the picture above."""
     halves = np.stack([b.d, b.dmin], axis=1).view(np.uint8)
-    return np.concatenate([b.scale | b.min << 4, pack_two_bits(b.q), halves], axis=1)
+    return np.concatenate([pack_nibbles(b.scale, b.min), pack_two_bits(b.q), halves], axis=1)
 
 
 def unpack(blocks: U8Array) -> Block:
     """The inverse of pack."""
     halves = np.ascontiguousarray(blocks[:, 80:]).view(np.float16)
-    scales = blocks[:, :16]
-    return Block(halves[:, 0], halves[:, 1], scales & NIBBLE, scales >> np.uint8(4), unpack_two_bits(blocks[:, 16:80]))
+    return Block(halves[:, 0], halves[:, 1], *unpack_nibbles(blocks[:, :16]), unpack_two_bits(blocks[:, 16:80]))
 
 
 def pack_two_bits(q: U8Array) -> U8Array:

@@ -14,7 +14,7 @@ import numpy as np
 from quantkit.kernels.fit import RUN_EPSILON, fit_scale
 from quantkit.kernels.lanes import F32Array, Importance, U8Array, to_lanes
 from quantkit.kernels.q2_k import PAIR_BITS
-from quantkit.kernels.scale_block import RUN, RUNS, Block, code_block, peak_codes, values
+from quantkit.kernels.scale_block import RUN, RUNS, Block, code_block, magnitudes, peak_codes, values
 
 HALF = 32
 
@@ -25,7 +25,7 @@ def encode(x: F32Array, importance: Importance | None) -> U8Array:
     fit = fit_scale(lanes, to_lanes(importance.columns, RUN) if importance else lanes * lanes, HALF)
     scales = fit.scale.reshape(-1, RUNS)
     blocks = pack(code_block(lanes, fit, *peak_codes(scales, 128, float(RUN_EPSILON), absent=0), HALF))
-    blocks[np.abs(scales).max(axis=1) < RUN_EPSILON] = 0
+    blocks[magnitudes(scales).max(axis=1) < RUN_EPSILON] = 0
     return blocks
 
 

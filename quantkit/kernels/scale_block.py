@@ -24,14 +24,21 @@ class Block:
     q: U8Array
 
 
+def magnitudes(scales: F32Array) -> F32Array:
+    """|scales|, and 0 for the NaN of a fit whose sums overflowed: ggml's comparisons pass over those."""
+    return np.where(np.isnan(scales), np.float32(0), np.abs(scales))
+
+
 def peak_codes(scales: F32Array, limit: int, least: float, absent: int) -> tuple[F16Array, I8Array]:
     """float32 (n, 16) -> a float16 (n,) unit and the values as multiples -limit..limit - 1 of it.
 
     The value of largest magnitude becomes -limit; where that magnitude is 0 or below least, the unit is 0 and every
     code absent.
     """
-    peak = scales[np.arange(len(scales)), np.abs(scales).argmax(axis=1)]
-    some = (peak != 0) & (np.abs(peak) >= np.float32(least))
+    magnitude = magnitudes(scales)
+    peak = scales[np.arange(len(scales)), magnitude.argmax(axis=1)]
+    largest = magnitude.max(axis=1)
+    some = (largest > 0) & (largest >= np.float32(least))
     inverse = np.float32(-limit) / peak
     codes = np.minimum(nearest(inverse[:, None] * scales), limit - 1).astype(np.int8)
     # not peak / -limit: that rounds otherwise once in 100,000 blocks

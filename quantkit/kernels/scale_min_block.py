@@ -6,6 +6,7 @@ float16 unit each, and every run is coded against its packed scale.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,17 +33,24 @@ class Kind:
     run         weights in a run
     max_code    largest q
     max_scale   largest scale and min
+    saturates   whether larger codes of scales become max_scale, without and with importance; else their bits run into
+                each other in pack_scales
     rms         whether a weight without importance counts by its run's rms + |x|, not |x| alone
     plain       the search without importance; with it every type's is WEIGHTED
     energy      with importance it counts by importance * sqrt(energy * mean square of the block + x^2)
+    pack_scales, unpack_scales
+                scale and min, uint8 (n, runs) each, to their bytes uint8 (n, m) and back
     """
 
     run: int
     max_code: int
     max_scale: int
+    saturates: tuple[bool, bool]
     rms: bool
     plain: ScaleMinSearch
     energy: float
+    pack_scales: Callable[[U8Array, U8Array], U8Array]
+    unpack_scales: Callable[[U8Array], tuple[U8Array, U8Array]]
 
 
 @dataclass
@@ -75,6 +83,9 @@ def fit_block(x: F32Array, kind: Kind, importance: Importance | None) -> Block:
         d, scale = _plain_codes(fit.scale.reshape(-1, runs), kind.max_scale)
         dmin, min = _plain_codes(fit.minimum.reshape(-1, runs), kind.max_scale)
 
+    if kind.saturates[importance is not None]:
+        scale, min = np.minimum(scale, np.uint8(kind.max_scale)), np.minimum(min, np.uint8(kind.max_scale))
+    scale, min = kind.unpack_scales(kind.pack_scales(scale, min))
     step = (d.astype(np.float32)[:, None] * scale).reshape(-1)
     offset = (dmin.astype(np.float32)[:, None] * min).reshape(-1)
     again = nearest((lanes + offset) / step).clip(0, kind.max_code)
@@ -94,13 +105,12 @@ def values(b: Block) -> F32Array:
 def _plain_codes(values: F32Array, max_code: int) -> tuple[F16Array, U8Array]:
     """float32 (n, runs) -> a float16 (n,) unit and the values as multiples of it; the largest becomes max_code.
 
-    What is out of range wraps like ggml's conversion to uint8, then saturates.
+    Codes are bytes: what is out of range wraps, as ggml's conversion does.
     """
-    largest = np.fmax.reduce(values, axis=1, initial=np.float32(0)) + np.float32(
-        0
-    )  # never -0, whose sign would be stored
+    largest = np.fmax.reduce(values, axis=1, initial=np.float32(0))
+    largest = np.where(largest > 0, largest, np.float32(0))  # never -0, whose sign would be stored
     inverse = np.where(largest > 0, np.float32(max_code) / largest, np.float32(0))
-    codes = np.minimum(nearest(inverse[:, None] * values) & 255, max_code)
+    codes = nearest(inverse[:, None] * values) & 255
     return (largest / np.float32(max_code)).astype(np.float16), codes.astype(np.uint8)
 
 
@@ -108,33 +118,41 @@ def _fitted_codes(values: F32Array, sum_w: F32Array, max_code: int) -> tuple[F16
     """The same, fitted to the runs' summed weights float32 (runs, n)."""
     runs = len(sum_w)
     unit, codes = fit_positive(to_lanes(values.reshape(-1, runs), runs), sum_w, max_code)
-    return unit.astype(np.float16), from_lanes(np.minimum(codes, max_code), runs)
+    return unit.astype(np.float16), from_lanes(codes, runs)
 
 
-def pack_six_bits(b: Block) -> U8Array:
-    """The first 16 bytes of Q4_K and Q5_K, uint8 (n, 16).
+def pack_six_bits(scale: U8Array, min: U8Array) -> U8Array:
+    """Two uint8 (n, 8) of 6 bits -> the bytes 4..15 of Q4_K and Q5_K, uint8 (n, 12).
 
-    byte  0..1      d      float16
-          2..3      dmin   float16
-          4..7      scale[r] bits 0..5 | scale[r + 4] bits 4..5 << 6      r = 0..3
-          8..11     min[r]   bits 0..5 | min[r + 4]   bits 4..5 << 6
-          12..15    scale[r + 4] bits 0..3 | min[r + 4] bits 0..3 << 4
+    byte  0..3     scale[r] bits 0..5 | scale[r + 4] bits 4..5 << 6      r = 0..3
+          4..7     min[r]   bits 0..5 | min[r + 4]   bits 4..5 << 6
+          8..11    scale[r + 4] bits 0..3 | min[r + 4] bits 0..3 << 4
     """
     return np.concatenate(
         [
-            np.stack([b.d, b.dmin], axis=1).view(np.uint8),
-            b.scale[:, :4] | b.scale[:, 4:] >> 4 << 6,
-            b.min[:, :4] | b.min[:, 4:] >> 4 << 6,
-            b.scale[:, 4:] & 15 | b.min[:, 4:] << 4,
+            scale[:, :4] | scale[:, 4:] >> 4 << 6,
+            min[:, :4] | min[:, 4:] >> 4 << 6,
+            scale[:, 4:] & 15 | min[:, 4:] << 4,
         ],
         axis=1,
     )
 
 
-def unpack_six_bits(blocks: U8Array, q: U8Array) -> Block:
-    """The inverse of pack_six_bits, completed with the codes q."""
-    halves = np.ascontiguousarray(blocks[:, :4]).view(np.float16)
-    first, second, third = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
+def unpack_six_bits(packed: U8Array) -> tuple[U8Array, U8Array]:
+    """The inverse of pack_six_bits."""
+    first, second, third = packed[:, :4], packed[:, 4:8], packed[:, 8:12]
     scale = np.concatenate([first & 63, third & 15 | first >> 6 << 4], axis=1)
     min = np.concatenate([second & 63, third >> 4 | second >> 6 << 4], axis=1)
-    return Block(halves[:, 0], halves[:, 1], scale, min, q)
+    return scale, min
+
+
+def pack_head(b: Block) -> U8Array:
+    """The first 16 bytes of Q4_K and Q5_K: d, dmin float16, and pack_six_bits."""
+    halves = np.stack([b.d, b.dmin], axis=1).view(np.uint8)
+    return np.concatenate([halves, pack_six_bits(b.scale, b.min)], axis=1)
+
+
+def unpack_head(blocks: U8Array, q: U8Array) -> Block:
+    """The inverse of pack_head, completed with the codes q."""
+    halves = np.ascontiguousarray(blocks[:, :4]).view(np.float16)
+    return Block(halves[:, 0], halves[:, 1], *unpack_six_bits(blocks[:, 4:16]), q)

@@ -105,8 +105,8 @@ def _from_ranks(file: Path, settings: Mapping[str, Any]) -> tuple[dict[str, Any]
     encoding = _encoding(ranks, file, whole=True)
     tokens = _stated(settings, file)
     # The ids of tiktoken's special tokens are stated, not counted: they belong to the vocabulary.
-    vocab = {_spelled(token): rank for rank, token in enumerate(ranks)}
-    vocab |= {entry["content"]: entry["id"] for entry in tokens}
+    vocab = {entry["content"]: entry["id"] for entry in tokens}
+    vocab |= {_spelled(token): rank for rank, token in enumerate(ranks)}
     merges = [[_spelled(left), _spelled(right)] for left, right in merges_of_ranks(ranks)]
     return _document(vocab, merges, tokens, encoding), file
 

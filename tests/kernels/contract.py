@@ -134,7 +134,7 @@ def call_native(native: ModuleType, qtype: QType, rows: F32) -> tuple[U8, F32]:
     n, k = rows.shape
     packed = np.empty((n, qtype.row_bytes(k)), np.uint8)
     values = np.empty_like(rows)
-    assert native.encode(qtype.id, rows, n, k, qtype.max_abs, packed) < 0
+    assert native.encode(qtype.id, rows, n, k, None, qtype.max_abs, packed) < 0
     native.decode(qtype.id, packed, n, k, values)
     return packed, values
 

@@ -45,7 +45,7 @@ def _check_piece(qtype: QType, isas: Sequence[str], piece: int) -> list[str]:
     lines = []
     for isa in isas:
         _native.use(isa)
-        unfit = _native.encode(qtype.id, x, len(x), ROW, qtype.max_abs, found)
+        unfit = _native.encode(qtype.id, x, len(x), ROW, None, qtype.max_abs, found)
         assert unfit < 0, f"a fill went beyond the limit, flat index {unfit}"
         if not np.array_equal(found, expected):
             differ = np.flatnonzero((found != expected).any(axis=1))

@@ -13,7 +13,7 @@ import layouts
 import phi4_widths
 import pytest
 
-from quantkit.errors import ConfigError, FormatError, QuantkitError, UnsupportedError
+from quantkit.errors import ConfigError, FormatError, QuantkitError, UnsupportedError, VocabularyError
 from quantkit.tokenizer import Vocabulary, load_vocabulary
 from quantkit.tokenizer.sources import ENCODINGS, merges_of_ranks
 
@@ -92,6 +92,13 @@ def no_list(folder: Path) -> None:
     (folder / "added_tokens.json").unlink()
 
 
+def taken(folder: Path) -> None:
+    layouts.cl100k_ranks(folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
+    settings["added_tokens_decoder"]["100256"]["content"] = "in"
+    common.write_json(folder / "tokenizer_config.json", settings)
+
+
 def other_token(folder: Path) -> None:
     layouts.slow_tokenizer(folder)
     vocab = json.loads((folder / "vocab.json").read_text("utf-8"))
@@ -139,6 +146,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None], type[QuantkitError], str]] = {
     "two ranks exchanged": (rank_lines(exchanged), UnsupportedError, "nothing tells how text is split"),
     "ranks cut off": (rank_lines(lambda lines: lines.pop()), UnsupportedError, "another of 100255 tokens"),
     "a rank more": (rank_lines(longer), UnsupportedError, "another of 100257 tokens"),
+    "a special token that the ranks have": (taken, VocabularyError, "expected 258, which the tokenizers library"),
     "no special tokens": (no_list, ConfigError, "nothing tells the special tokens"),
     "vocab.json is a list": (no_object, ConfigError, "vocab.json: is not a JSON object"),
     "vocab.json has a text for an id": (text_id, ConfigError, "vocab.json, key a"),
