@@ -2,6 +2,8 @@
 #
 #   make demo      set up, write a real small checkpoint, convert it to three types, show the table
 #   make test      set up, run the tests
+#   make test-isa  compare the kernels of every compiler and instruction set within reach, NEON under emulation
+#   make test-san  the kernels under the address and undefined-behaviour sanitizers
 #   make check     ruff, mypy --strict, clang-format
 #   make build     install this checkout, its C kernels built, into .venv
 #   make clean     remove everything that was made
@@ -51,3 +53,11 @@ $(VENV)/.built: $(VENV)/.deps $(SOURCES)
 tests/engine/node_modules/.stamp: tests/engine/package.json
 	npm install --prefix tests/engine --ignore-scripts --no-audit --no-fund --loglevel=error
 	touch $@
+
+# More of it, or less: make test-isa ISA='--rows 131072 --types Q8_0'
+.PHONY: test-isa test-san
+test-isa: $(VENV)/.built
+	$(BIN)/python tests/isa/equal.py $(ISA)
+
+test-san: $(VENV)/.built
+	$(BIN)/python tests/isa/sanitize.py

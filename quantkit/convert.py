@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from quantkit import __version__, kernels
-from quantkit.checkpoint import Checkpoint
+from quantkit.checkpoint import Weights
 from quantkit.digests import Abandoned, FailTogether, OrderedDigest
 from quantkit.errors import (
     BusyError,
@@ -36,10 +36,11 @@ from quantkit.qtypes import QType
 
 SLAB_WEIGHTS = 1 << 20  # 4 MiB of float32: large beside a system call, small beside the memory of any machine
 SECONDS_BETWEEN_RECORDS = 5.0  # what a kill can cost
+PROCESS_BYTES = 128 << 20  # the interpreter, NumPy, a vocabulary of 200,000 tokens
 
 
 def convert(
-    checkpoint: Checkpoint,
+    weights: Weights,
     plan: Plan,
     paths: Sequence[Path],
     *,
@@ -58,13 +59,13 @@ def convert(
               BusyError                        another run writes one of them (names its process)
               Paused, Interrupted              KeyboardInterrupt came, with and without something to go on from
     """
-    _check_paths(plan, paths)
+    _check_paths(weights, plan, paths)
     with ExitStack() as stack:
         parts: list[_Part] = []
         try:
             for path, file in zip(paths, plan.files, strict=True):
-                parts.append(stack.enter_context(_Part(path, file, _plan_digest(checkpoint, file), resume)))
-            _fill(checkpoint, plan, parts, threads or cpu_count(), progress)
+                parts.append(stack.enter_context(_Part(path, file, _plan_digest(weights, file), resume)))
+            _fill(weights, plan, parts, threads or cpu_count(), progress)
         except (KeyboardInterrupt, DiskError) as error:
             kept = [part.keep() for part in parts]
             if isinstance(error, DiskError):
@@ -75,7 +76,7 @@ def convert(
         sources = {
             name: digest for part in parts for done in part.done.values() for name, digest in done.sources.items()
         }
-        digests = shard_digests(checkpoint, sources)
+        digests = shard_digests(weights, sources)
         for part, file in zip(parts, plan.files, strict=True):
             part.file.write(file.finished_header(digests), 0)
         for part in reversed(parts):  # of a split file the first shard comes last: it is the one that gets loaded
@@ -83,12 +84,16 @@ def convert(
             part.journal.remove()
 
 
-def _plan_digest(checkpoint: Checkpoint, file: OutputFile) -> str:
+def memory_bytes(threads: int | None = None) -> int:
+    """About how much memory a conversion holds, whatever the model: what a thread keeps of a slab, and the process."""
+    widest = 4 + 4 + 4  # bytes of a weight as read, as float32 and as packed
+    return PROCESS_BYTES + (threads or cpu_count()) * SLAB_WEIGHTS * widest
+
+
+def _plan_digest(weights: Weights, file: OutputFile) -> str:
     """What must be the same for a part to be gone on with: the code, the sources, and every byte that was planned."""
-    stats = [
-        (shard.name, status.st_size, status.st_mtime_ns) for shard in checkpoint.shards for status in [shard.stat()]
-    ]
-    tensors = [(t.name, t.dtype.name, t.shape, t.file.name, t.offset) for t in checkpoint.tensors.values()]
+    stats = [(shard.name, status.st_size, status.st_mtime_ns) for shard in weights.shards for status in [shard.stat()]]
+    tensors = [(t.name, t.dtype.name, t.shape, t.file.name, t.offset) for t in weights.tensors.values()]
     facts = [__version__, hashlib.sha256(file.header).hexdigest(), stats, tensors]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
@@ -191,9 +196,7 @@ class _Work:
         return Done(self.packed[qtype].hexdigest(), {name: digest.hexdigest() for name, digest in self.sources.items()})
 
 
-def _fill(
-    checkpoint: Checkpoint, plan: Plan, parts: Sequence[_Part], threads: int, progress: Callable[[int], None]
-) -> None:
+def _fill(weights: Weights, plan: Plan, parts: Sequence[_Part], threads: int, progress: Callable[[int], None]) -> None:
     """Work through all slabs of all jobs that are not done, and note each tensor when its last slab is."""
     files = [part.file for part in parts]
     scratch = threading.local()
@@ -221,7 +224,7 @@ def _fill(
                     if not left:
                         progress(slab.source_bytes)
                         continue
-                    running.append((slab, work, pool.submit(_write_slab, checkpoint, slab, work, files, scratch)))
+                    running.append((slab, work, pool.submit(_write_slab, weights, slab, work, files, scratch)))
                     if len(running) > 2 * threads:
                         finish(*running.popleft())
             while running:
@@ -255,9 +258,7 @@ class _Scratch:
         return self._buffers[name][:nbytes].view(dtype).reshape(shape)
 
 
-def _write_slab(
-    checkpoint: Checkpoint, slab: Slab, work: _Work, files: Sequence[AtomicFile], local: threading.local
-) -> None:
+def _write_slab(weights: Weights, slab: Slab, work: _Work, files: Sequence[AtomicFile], local: threading.local) -> None:
     """Read a slab, widen it, pack it once for each distinct type, and put it in its places."""
     if not hasattr(local, "scratch"):
         local.scratch = _Scratch()
@@ -265,7 +266,7 @@ def _write_slab(
     job, n_rows = slab.job, slab.stop - slab.start
     with FailTogether(*work.sources.values(), *work.packed.values()):
         rows = scratch.array("rows", np.float32, (n_rows, job.n_columns))
-        _read(checkpoint, slab, work, rows, scratch)
+        _read(weights, slab, work, rows, scratch)
         for qtype, digest in work.packed.items():
             row_bytes = qtype.row_bytes(job.n_columns)
             packed = scratch.array("packed", np.uint8, (n_rows, row_bytes))
@@ -276,14 +277,14 @@ def _write_slab(
                     files[target.file].write(packed.data.cast("B"), target.offset + slab.start * row_bytes)
 
 
-def _read(checkpoint: Checkpoint, slab: Slab, work: _Work, rows: Any, scratch: _Scratch) -> None:
+def _read(weights: Weights, slab: Slab, work: _Work, rows: Any, scratch: _Scratch) -> None:
     """Fill rows float32 (n, k) with the slab's weights."""
     if slab.job.values:
         rows[:] = np.array(slab.job.values, np.float32).reshape(slab.job.n_rows, -1)[slab.start : slab.stop]
     first = 0
     for source, start, stop in slab.job.rows(slab.start, slab.stop):
         raw = scratch.array("raw", np.uint8, (stop - start, source.row_bytes))
-        checkpoint.read_rows(source, start, stop, raw)
+        weights.read_rows(source, start, stop, raw)
         work.sources[source.name].add(start * source.row_bytes, raw.data)
         kernels.decode(raw, source.dtype, out=rows[first : first + stop - start])
         first += stop - start
@@ -300,10 +301,14 @@ def _encode(rows: Any, qtype: QType, out: Any, slab: Slab) -> None:
         raise type(error)(error.message, hint=hint, **error.details | place) from None
 
 
-def _check_paths(plan: Plan, paths: Sequence[Path]) -> None:
-    """The outputs differ and their disks have room, as far as can be seen now."""
-    if len({path.resolve() for path in paths}) < len(paths):
+def _check_paths(weights: Weights, plan: Plan, paths: Sequence[Path]) -> None:
+    """The outputs differ, none is a source, and their disks have room, as far as can be seen now."""
+    places = {path.resolve() for path in paths}
+    if len(places) < len(paths):
         raise UsageError("two outputs have the same name", hint="put {type} into the name given with -o")
+    for shard in weights.shards:
+        if shard.resolve() in places:
+            raise UsageError("the output would replace the source", hint="name another with -o", file=shard)
     needed: dict[Path, int] = {}
     for path, file in zip(paths, plan.files, strict=True):
         there = path.with_name(path.name + ".part")

@@ -12,23 +12,28 @@ from functools import cached_property
 from pathlib import Path
 
 from quantkit import __version__
-from quantkit.arch import MappedTensor, find_family
-from quantkit.arch.general import general_fields
-from quantkit.checkpoint import Checkpoint, TensorInfo
+from quantkit.checkpoint import Checkpoint, TensorInfo, Weights
 from quantkit.errors import TensorError
-from quantkit.gguf_io import Field, Kind, TensorEntry, data_bytes, header, overridden, place
+from quantkit.gguf_io import (
+    COUNT_KEY,
+    Field,
+    Kind,
+    TensorEntry,
+    data_bytes,
+    header,
+    overridden,
+    place,
+    shard_name,
+    split_fields,
+)
 from quantkit.imatrix import USUALLY_WITHOUT, Imatrix, Values, coverage
 from quantkit.qtypes import Q2_K, QType
 from quantkit.recipe import Facts, Recipe, layer_of
-from quantkit.tokenizer import fields as tokenizer_fields
-from quantkit.tokenizer import load_vocabulary
+from quantkit.source import GGUFWeights, read_source
 
-QUANTIZATION_VERSION = 2  # ggml's GGML_QNT_VERSION
 STRATEGY = "reference"
 SOURCE_KEY = "quantkit.source."
 PENDING = "0" * 64  # where a SHA-256 will stand
-# What trainers leave in checkpoints and no network needs (llama.cpp's converter drops the same).
-_DROPPED = (".rotary_emb.inv_freq", ".attention.masked_bias", ".attention.bias")
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ class OutputFile:
         names = {field.key: field.value for field in self.fields if field.key.startswith(SOURCE_KEY)}
         fields = [
             replace(field, value=digests[names[field.key.replace(".sha256", ".name")]])
-            if field.value == PENDING
+            if field.key.startswith(SOURCE_KEY) and field.value == PENDING
             else field
             for field in self.fields
         ]
@@ -112,7 +117,7 @@ class Job:
     """One tensor: its rows, packed once for each distinct type among the targets.
 
     name      in GGUF
-    sources   the checkpoint's tensors whose rows it has, one after another
+    sources   the tensors whose rows it has, one after another
     values    the whole tensor, float32, where there are no sources
     importance   of each column, float32 (n_columns,), or None
     """
@@ -158,11 +163,12 @@ class Plan:
 
 
 def make_plan(
-    checkpoint: Checkpoint,
+    weights: Checkpoint | GGUFWeights,
     recipes: Sequence[Recipe],
     *,
     name: str | None = None,
     fix_special_tokens: bool = False,
+    chat_template: str | None = None,
     imatrix: Imatrix | None = None,
     overrides: Mapping[str, str] | None = None,
     split_max_bytes: int | None = None,
@@ -170,26 +176,25 @@ def make_plan(
 ) -> Plan:
     """Plan one output for each recipe.
 
-    name                general.name, in place of the one derived from the folder
+    name                general.name, in place of the source's own
     fix_special_tokens  repair eos and pad where they disagree with the chat template
+    chat_template       in place of the source's own
     imatrix             importance of the columns, for every matrix that it has an entry for
     overrides           metadata by key, as `fields.overridden` takes it
     split_max_bytes     begin another shard where a file's tensors would take more
     warn                called with each warning about the source
     raises              InputError in its kinds: whatever is wrong with the source or does not fit together
-                        UsageError: a recipe needs an importance matrix
+                        UsageError: a recipe needs an importance matrix, or tokens of a GGUF file are to be repaired
     """
-    config_file = checkpoint.path / "config.json"
-    family = find_family(checkpoint.config, config_file)
-    network = family.read_network(checkpoint.config, config_file)
-    tensors = sorted(family.map_tensors(network), key=lambda tensor: (layer_of(tensor.gguf), tensor.gguf))
-    _check_tensors(checkpoint, tensors, family.head.sources, warn)
-    n_weights = sum(math.prod(tensor.shape) for tensor in tensors)
+    source = read_source(
+        weights, name=name, fix_special_tokens=fix_special_tokens, chat_template=chat_template, warn=warn
+    )
+    tensors = sorted(source.tensors, key=lambda tensor: (layer_of(tensor.gguf), tensor.gguf))
     facts = Facts(
-        n_layers=network.layers,
-        n_gqa=network.heads // network.kv_heads,
+        n_layers=source.network.layers,
+        n_gqa=source.network.n_gqa,
         imatrix=imatrix is not None,
-        tied=network.tied,
+        tied=source.network.tied,
     )
     for recipe in recipes:
         recipe.check(facts)
@@ -200,17 +205,6 @@ def make_plan(
         for tensor in tensors
     }
 
-    vocabulary = load_vocabulary(
-        checkpoint.path,
-        checkpoint.config,
-        n_rows=network.vocabulary,
-        fix_special_tokens=fix_special_tokens,
-        warn=warn,
-    )
-    family.check_pre_tokenizer(vocabulary.pre, checkpoint.path)
-    general = general_fields(checkpoint.path, family.gguf_name, n_weights, name, family.early_keys(network))
-    tokenizer = tokenizer_fields(vocabulary)
-
     def output(recipe: Recipe) -> Output:
         typed = [(t.gguf, t.shape, recipe.type_of(t.gguf, t.shape, facts)) for t in tensors]
         fallen = sum(recipe.wanted(name, shape, facts) is not qtype for name, shape, qtype in typed)
@@ -219,16 +213,13 @@ def make_plan(
         if recipe.needs_imatrix:
             _check_importance(recipe, typed, importance)
         fields = (
-            *general,
-            *family.keys(checkpoint.config, network, config_file, recipe.file_type),
-            Field("general.quantization_version", Kind.U32, QUANTIZATION_VERSION),
-            *tokenizer,
+            *source.fields(recipe.file_type),
             Field("quantkit.version", Kind.STRING, __version__),
             Field("quantkit.recipe.name", Kind.STRING, recipe.name),
             Field("quantkit.recipe.sha256", Kind.STRING, recipe.sha256),
             Field("quantkit.strategy", Kind.STRING, STRATEGY),
             *_imatrix_fields(imatrix),
-            *_source_fields(checkpoint),
+            *_source_fields(weights),
         )
         return Output(recipe.name, _split(overridden(fields, overrides or {}), typed, split_max_bytes))
 
@@ -244,7 +235,7 @@ def make_plan(
             tensor.gguf,
             math.prod(tensor.shape[:-1]),
             tensor.shape[-1],
-            tuple(checkpoint.tensors[source] for source, _ in tensor.sources),
+            tuple(weights.tensors[name] for name, _ in tensor.sources),
             tensor.values,
             importance[tensor.gguf],
             tuple(targets[tensor.gguf]),
@@ -266,15 +257,8 @@ def _split(
             shards.append([])
         shards[-1].append(tensor)
 
-    def split_fields(number: int) -> tuple[Field, ...]:
-        return (
-            Field("split.no", Kind.U16, number),
-            Field("split.count", Kind.U16, len(shards)),
-            Field("split.tensors.count", Kind.I32, len(typed)),
-        )
-
     return tuple(
-        OutputFile((*(fields if number == 0 else ()), *split_fields(number)), place(shard))
+        OutputFile((*(fields if number == 0 else ()), *split_fields(number, len(shards), len(typed))), place(shard))
         for number, shard in enumerate(shards)
     )
 
@@ -298,32 +282,32 @@ def _imatrix_fields(imatrix: Imatrix | None) -> Iterator[Field]:
         yield Field("quantkit.imatrix.sha256", Kind.STRING, imatrix.sha256)
 
 
-def _source_fields(checkpoint: Checkpoint) -> Iterator[Field]:
+def _source_fields(weights: Weights) -> Iterator[Field]:
     """Name and digest of each shard; the digest is taken while its tensors are read."""
-    for number, shard in enumerate(checkpoint.shards):
+    for number, shard in enumerate(weights.shards):
         yield Field(f"{SOURCE_KEY}{number}.name", Kind.STRING, shard.name)
         yield Field(f"{SOURCE_KEY}{number}.sha256", Kind.STRING, PENDING)
 
 
-def shard_digests(checkpoint: Checkpoint, tensors: Mapping[str, str]) -> dict[str, str]:
+def shard_digests(weights: Weights, tensors: Mapping[str, str]) -> dict[str, str]:
     """The digest of each shard by file name: SHA-256 over a line "<sha256 of its bytes>  <name>" for each tensor of it
     that was read, sorted by name.
 
     tensors   the SHA-256 of each tensor's bytes, by name
     """
-    lines: dict[str, list[str]] = {shard.name: [] for shard in checkpoint.shards}
+    lines: dict[str, list[str]] = {shard.name: [] for shard in weights.shards}
     for name in sorted(tensors):
-        lines[checkpoint.tensors[name].file.name].append(f"{tensors[name]}  {name}\n")
+        lines[weights.tensors[name].file.name].append(f"{tensors[name]}  {name}\n")
     return {shard: hashlib.sha256("".join(text).encode()).hexdigest() for shard, text in lines.items()}
 
 
-def output_paths(outputs: Sequence[Output], checkpoint_name: str, wanted: Path | None) -> list[list[Path]]:
+def output_paths(outputs: Sequence[Output], source_name: str, wanted: Path | None) -> list[list[Path]]:
     """The files of each output; shards are `<prefix>-00001-of-00003.gguf`.
 
-    wanted   None: `<checkpoint>-<TYPE>.gguf` in the current folder; a name with "{type}": that template; a folder
+    wanted   None: `<source>-<TYPE>.gguf` in the current folder; a name with "{type}": that template; a folder
              (or, for several outputs, a name without it): those default names there; else the file itself
     """
-    default = f"{checkpoint_name}-{{type}}.gguf"
+    default = f"{source_name}-{{type}}.gguf"
     if wanted is None:
         template = Path(default)
     elif "{type}" not in wanted.name and (len(outputs) > 1 or wanted.is_dir()):
@@ -333,48 +317,10 @@ def output_paths(outputs: Sequence[Output], checkpoint_name: str, wanted: Path |
 
     def shards(output: Output) -> list[Path]:
         path = template.with_name(template.name.replace("{type}", output.name))
-        n = len(output.files)
-        if "split.no" not in {field.key for field in output.files[0].fields}:
+        count = len(output.files)
+        if COUNT_KEY not in {field.key for field in output.files[0].fields}:
             return [path]
         prefix = path.name.removesuffix(".gguf")
-        return [path.with_name(f"{prefix}-{number:05d}-of-{n:05d}.gguf") for number in range(1, n + 1)]
+        return [path.with_name(shard_name(prefix, number, count)) for number in range(count)]
 
     return [shards(output) for output in outputs]
-
-
-def _check_tensors(
-    checkpoint: Checkpoint, tensors: Sequence[MappedTensor], head: Sequence[str], warn: Callable[[str], None]
-) -> None:
-    """The checkpoint has just the tensors of the network, in their shapes, or a tied head as well; TensorError."""
-    expected = {name: shape for tensor in tensors for name, shape in tensor.sources}
-    for name, shape in expected.items():
-        found = checkpoint.tensors.get(name)
-        if found is None:
-            hint = "without it, the embedding must be the output too: tie_word_embeddings in config.json is then true"
-            raise TensorError(
-                "a tensor of the network is missing",
-                hint=hint if name in head else None,
-                file=checkpoint.path,
-                tensor=name,
-            )
-        if found.shape != shape:
-            raise TensorError(
-                "the shape contradicts config.json",
-                file=found.file,
-                tensor=name,
-                expected=list(shape),
-                found=list(found.shape),
-            )
-    for found in checkpoint.tensors.values():
-        if found.name in head and found.name not in expected:
-            warn(
-                f"{found.name} is left out, as the embedding is the output too; "
-                "if training gave them different weights, set tie_word_embeddings to false in config.json"
-            )
-        elif found.name not in expected and not found.name.endswith(_DROPPED):
-            raise TensorError(
-                "a tensor that the network does not have",
-                file=found.file,
-                tensor=found.name,
-                hint="check num_hidden_layers and architectures in config.json",
-            )

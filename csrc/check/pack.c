@@ -128,7 +128,7 @@ int main(int argc, char **argv) {
     const size_t row_floats = (size_t)t.n_columns * sizeof(float), rows_nbytes = (size_t)n_rows * row_floats;
     const size_t blocks_nbytes = (size_t)(n_rows * t.row_bytes);
     float *importance = weighted ? read_bytes(row_floats) : NULL;
-    float *rows = only_decode ? NULL : read_bytes(rows_nbytes);
+    float *rows = only_decode ? allocate(rows_nbytes) : read_bytes(rows_nbytes);
     uint8_t *blocks = only_decode ? read_bytes(blocks_nbytes) : allocate(blocks_nbytes);
     float *values = allocate(rows_nbytes);
     t.importance = importance;

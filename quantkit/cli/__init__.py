@@ -18,7 +18,9 @@ from quantkit.errors import Interrupted, QuantkitError, UsageError
 # name: (module, one line of help)
 COMMANDS = {
     "convert": ("quantkit.cli.convert", "Turn a checkpoint into GGUF files."),
+    "plan": ("quantkit.cli.plan", "Say how large the files will be."),
     "inspect": ("quantkit.cli.inspect", "Show what a GGUF file holds."),
+    "completion": ("quantkit.cli.completion", "Print a shell's completion script."),
 }
 EXIT_BUG = 70
 

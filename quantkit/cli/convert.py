@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
-from quantkit.cli.talk import Talk, size
-from quantkit.errors import UsageError
+from quantkit.cli.completion import complete_recipe, complete_type
+from quantkit.cli.talk import Talk, size, table
+from quantkit.errors import FormatError, UsageError
+from quantkit.osio import InputFile
+
+if TYPE_CHECKING:
+    from quantkit.checkpoint import Weights
+    from quantkit.plan import Plan
 
 SCHEMA = {"name": "quantkit.convert", "version": 1}
+CHECK_SCHEMA = {"name": "quantkit.check", "version": 1}
 
 
 class SplitSize(click.ParamType[int]):
@@ -33,16 +42,30 @@ class SplitSize(click.ParamType[int]):
 
 @click.command("convert", short_help="Turn a checkpoint into GGUF files.")
 @click.argument("source", type=click.Path(path_type=Path))
-@click.option("-t", "--type", "types", multiple=True, help="Preset such as Q4_K_M; may be repeated.")
-@click.option("--recipe", default="llama.cpp", help="Family of the presets, or a TOML file.  [default: llama.cpp]")
+@click.option(
+    "-t",
+    "--type",
+    "types",
+    multiple=True,
+    shell_complete=complete_type,
+    help="Preset such as Q4_K_M; may be repeated.",
+)
+@click.option(
+    "--recipe",
+    default="llama.cpp",
+    shell_complete=complete_recipe,
+    help="Family of the presets, or a TOML file.  [default: llama.cpp]",
+)
 @click.option("--imatrix", type=click.Path(path_type=Path), help="Importance matrix of llama-imatrix, GGUF or .dat.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="File; folder; or template with {type}.")
-@click.option("--name", help="The model's name in the files, in place of the one derived from the folder.")
+@click.option("-o", "--output", type=click.Path(), help="File; folder; or template with {type}.")
+@click.option("--name", help="The model's name in the files, in place of the source's own.")
 @click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="Set a key of the files; may be repeated.")
+@click.option("--chat-template", type=click.Path(path_type=Path), help="Jinja file, in place of the source's template.")
 @click.option("--fix-special-tokens", is_flag=True, help="Repair eos and pad that disagree with the chat template.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Slabs worked on at once.  [default: all processors]")
 @click.option("--no-resume", is_flag=True, help="Start over, whatever a stopped run has left.")
 @click.option("--split-max-size", type=SplitSize(), help="Shards of at most this many bytes of tensors: 4G, 500M.")
+@click.option("--check-only", is_flag=True, help="Look for weights that cannot be packed, and write nothing.")
 @click.option("--dry-run", is_flag=True, help="Say what would be written, and write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="The result as JSON on stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress, no table.")
@@ -51,53 +74,62 @@ def command(
     types: Sequence[str],
     recipe: str,
     imatrix: Path | None,
-    output: Path | None,
+    output: str | None,
     name: str | None,
     metadata: Sequence[str],
+    chat_template: Path | None,
     fix_special_tokens: bool,
     threads: int | None,
     no_resume: bool,
     split_max_size: int | None,
+    check_only: bool,
     dry_run: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Turn the checkpoint folder SOURCE into one GGUF file for each type, in one pass over the weights.
+    """Turn SOURCE into one GGUF file for each type, in one pass over the weights.
+
+    SOURCE is a checkpoint folder, or a GGUF file in F32, F16 or BF16; of a split one, the first shard.
 
     \b
     quantkit convert my-phi-4 -t Q4_K_M
+    quantkit convert my-phi-4-BF16.gguf -t Q4_K_M
     quantkit convert my-phi-4 -t Q4_K_M -t Q6_K -t Q8_0 -o out/
     quantkit convert my-phi-4 -t Q6_K -o 'release/phi-{type}.gguf'
     """
     from quantkit import kernels
-    from quantkit.checkpoint import open_checkpoint
     from quantkit.convert import convert
     from quantkit.imatrix import read_imatrix
     from quantkit.plan import make_plan, output_paths
     from quantkit.recipe import choose
+    from quantkit.source import open_source
 
     talk = Talk(quiet)
     recipes = choose(types, recipe)
-    with open_checkpoint(source) as checkpoint:
+    with open_source(source) as weights:
         plan = make_plan(
-            checkpoint,
+            weights,
             recipes,
             name=name,
             fix_special_tokens=fix_special_tokens,
+            chat_template=_text(chat_template) if chat_template else None,
             imatrix=read_imatrix(imatrix) if imatrix else None,
             overrides=_key_values(metadata),
             split_max_bytes=split_max_size,
             warn=talk.warn,
         )
-        paths = output_paths(plan.outputs, checkpoint.name, output)
+        if check_only:
+            _check(weights, plan, talk, as_json)
+            return
+        if output is not None and not dry_run and _names_folder(output, len(plan.outputs)):
+            Path(output).mkdir(exist_ok=True)
+        paths = output_paths(plan.outputs, weights.name, Path(output) if output is not None else None)
         seconds = None
         if not dry_run:
-            if len(paths) > 1 and output is not None and "{type}" not in output.name:
-                output.mkdir(exist_ok=True)
             start = time.monotonic()
             with talk.progress("converting", plan.source_bytes) as progress:
                 flat = [path for shards in paths for path in shards]
-                convert(checkpoint, plan, flat, threads=threads, resume=not no_resume, progress=progress)
+                convert(weights, plan, flat, threads=threads, resume=not no_resume, progress=progress)
             seconds = time.monotonic() - start
 
     result: dict[str, Any] = {
@@ -127,14 +159,43 @@ def command(
         talk.say(f"{rate}\nnext: llama-server -m {paths[0][0]}")
 
 
+def _names_folder(output: str, n_outputs: int) -> bool:
+    """Whether -o names a folder that may have to be made."""
+    return output.endswith(("/", os.sep)) or (n_outputs > 1 and "{type}" not in Path(output).name)
+
+
+def _check(weights: Weights, plan: Plan, talk: Talk, as_json: bool) -> None:
+    """Report every tensor with weights that cannot be packed; NotFiniteError or MagnitudeError if there is one."""
+    from quantkit.check import check
+
+    with talk.progress("checking", plan.source_bytes) as progress:
+        findings = check(weights, plan, progress)
+    if as_json:
+        click.echo(
+            json.dumps({"schema": CHECK_SCHEMA, "findings": [asdict(finding) for finding in findings]}, indent=2)
+        )
+    for finding in findings:
+        talk.say(str(finding))
+    if findings:
+        raise findings[0].error()
+    talk.say(f"{len(plan.jobs)} tensors are sound: every weight is finite and fits its types")
+
+
 def _show(result: dict[str, Any]) -> None:
     rows = [("type", "size", "bits/weight", "tensors", "file")]
     for file in result["files"]:
         mix = ", ".join(f"{count} {name}" for name, count in file["types"].items())
         rows.append((file["type"], size(file["file_bytes"]), f"{file['bits_per_weight']:.2f}", mix, file["paths"][0]))
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    for row in rows:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0], strict=True)).rstrip())
+    click.echo(table(rows))
+
+
+def _text(path: Path) -> str:
+    """The text of a file; raises InputError, FormatError."""
+    with InputFile(path) as file:
+        try:
+            return file.read(file.size).decode("utf-8")
+        except UnicodeDecodeError:
+            raise FormatError("is not UTF-8", file=path) from None
 
 
 def _key_values(pairs: Sequence[str]) -> dict[str, str]:

@@ -56,7 +56,7 @@ class Field:
 
 
 _FIXED = ("general.architecture", "general.alignment", "general.file_type", "general.quantization_version")
-_OURS = ("quantkit.", "split.", "quantize.")
+OURS = ("quantkit.", "split.", "quantize.")  # of one conversion, not of the model
 _NEW = {"str": Kind.STRING, "int": Kind.I32, "float": Kind.F32, "bool": Kind.BOOL}
 _PARSERS: dict[Kind, Callable[[str], Any]] = {
     Kind.STRING: str,
@@ -77,7 +77,7 @@ def overridden(fields: Sequence[Field], overrides: Mapping[str, str]) -> tuple[F
     result = dict(known)
     for key, text in overrides.items():
         field = known.get(key)
-        fixed = key in _FIXED or key.startswith(_OURS) or (field is not None and field.kind is Kind.ARRAY)
+        fixed = key in _FIXED or key.startswith(OURS) or (field is not None and field.kind is Kind.ARRAY)
         if fixed or not key or len(key.encode()) > 1 << 16:
             raise UsageError("this key cannot be set", key=key)
         if not text:

@@ -9,6 +9,7 @@ from typing import Any
 from quantkit.errors import ConfigError
 from quantkit.tokenizer import added, bpe, pre, sources, special, template
 from quantkit.tokenizer.files import read_object
+from quantkit.tokenizer.template import Templates
 from quantkit.tokenizer.vocabulary import TokenType, Vocabulary, fields
 
 __all__ = ["TokenType", "Vocabulary", "fields", "load_vocabulary"]
@@ -20,6 +21,7 @@ def load_vocabulary(
     *,
     n_rows: int,
     fix_special_tokens: bool = False,
+    chat_template: str | None = None,
     warn: Callable[[str], None],
 ) -> Vocabulary:
     """The vocabulary of a checkpoint, with the content that llama.cpp's converter gives a GGUF file, and eot.
@@ -29,6 +31,7 @@ def load_vocabulary(
     config              config.json
     n_rows              rows of the embedding; the vocabulary gets as many tokens
     fix_special_tokens  set eos and pad right where they disagree with the chat template (special.reconcile)
+    chat_template       in place of the checkpoint's own
     warn                takes one sentence
     raises              ConfigError       a file or key is missing or of the wrong type
                         FormatError       a file is not what its name says
@@ -52,7 +55,7 @@ def load_vocabulary(
     tokens, types = bpe.table(source, numbered, n_rows)
 
     ids, flags = special.resolve(source.document, settings, config, from_tokenizer, n_rows, folder)
-    templates = template.read(folder, settings, warn)
+    templates = template.read(folder, settings, warn) if chat_template is None else Templates(chat_template, {})
     eot = None
     if templates.default is not None:
         control = {tokens[i]: i for i, kind in enumerate(types) if kind == TokenType.CONTROL}

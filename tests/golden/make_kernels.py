@@ -1,24 +1,27 @@
-"""Write the golden data of the kernels from libgguf, ggml's own encoders for Python; run by hand, never by a test.
+"""Write the golden data of the kernels from ggml's own library; run by hand, never by a test.
 
-kernels/<text>.json, for each type of that text and each fill of tests/kernels/fills.py:
-    rows_sha256   of the rows, float32: where it differs the fill has changed, not a kernel
-    packed        the bytes of each row, in hexadecimal
+    python tests/golden/make_kernels.py LIBGGML_BASE
+
+LIBGGML_BASE is libggml-base.so of llama.cpp b11434, built for x86-64.  kernels/<text>.json, for each type of that text
+and each fill of tests/kernels/fills.py:
+    inputs_sha256   of the rows, and of the importances: where it differs they have changed, not a kernel
+    packed          the bytes of each row, in hexadecimal: of rows of 256 weights without importance ("none"), and of the
+                    same weights in rows of 512 with each importance of contract.GOLDEN_IMPORTANCES, by its name
 """
 
 from __future__ import annotations
 
-import hashlib
+import ctypes
 import json
 import sys
 from pathlib import Path
 
-import libgguf
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
 
-from contract import GOLDEN, text_of
-from fills import FILLS, ROW, fill
+from contract import F32, GOLDEN, GOLDEN_IMPORTANCES, U8, UNWEIGHTED, golden_inputs, text_of
+from fills import FILLS, ROW
 
 from quantkit import qtypes
 
@@ -26,21 +29,51 @@ BYTES_OF_A_FILL = 2000  # about, in one file: it stays below 100 kB
 
 
 def main() -> None:
+    ggml = ctypes.CDLL(sys.argv[1])
+    ggml.ggml_quantize_chunk.restype = ctypes.c_size_t
     files: dict[str, list[qtypes.QType]] = {}
     for qtype in qtypes.ALL:
         files.setdefault(text_of(qtype), []).append(qtype)
     GOLDEN.mkdir(exist_ok=True)
     for text, types in files.items():
         nbytes = BYTES_OF_A_FILL // len(types)
-        entries = {qtype.name: {name: golden(qtype, name, nbytes) for name in FILLS} for qtype in types}
+        entries = {qtype.name: {name: golden(ggml, qtype, name, nbytes) for name in FILLS} for qtype in types}
         (GOLDEN / f"{text}.json").write_text(json.dumps(entries, indent=1) + "\n")
 
 
-def golden(qtype: qtypes.QType, name: str, nbytes: int) -> dict[str, object]:
-    """The entry of one fill: as many rows as nbytes hold, at least one."""
-    rows = fill(name, max(1, nbytes // qtype.row_bytes(ROW)), qtype.max_abs)
-    packed = np.asarray(libgguf.quantize_rows(rows, qtype.id)).view(np.uint8).reshape(len(rows), -1)
-    return {"rows_sha256": hashlib.sha256(rows).hexdigest(), "packed": [row.tobytes().hex() for row in packed]}
+def golden(ggml: ctypes.CDLL, qtype: qtypes.QType, name: str, nbytes: int) -> dict[str, object]:
+    """The entry of one fill: as many rows as nbytes hold, without and with importance; at least what one row is."""
+    n_rows = nbytes // qtype.row_bytes(ROW)
+    if qtype.name not in UNWEIGHTED:
+        n_rows = max(2, n_rows // (1 + len(GOLDEN_IMPORTANCES)) // 2 * 2)
+    rows, kinds, sha256 = golden_inputs(qtype, name, max(1, n_rows))
+    packed = {"none": hexadecimal(packed_by(ggml, rows, qtype, None))}
+    for kind, columns in kinds.items():
+        packed[kind] = hexadecimal(packed_by(ggml, rows.reshape(-1, len(columns)), qtype, columns))
+    return {"inputs_sha256": sha256, "packed": packed}
+
+
+def packed_by(ggml: ctypes.CDLL, rows: F32, qtype: qtypes.QType, columns: F32 | None) -> U8:
+    """What ggml packs rows into, columns being their importance."""
+    n, k = rows.shape
+    packed = np.empty((n, qtype.row_bytes(k)), np.uint8)
+    pointer = ctypes.c_void_p
+    nbytes = ggml.ggml_quantize_chunk(
+        qtype.id,
+        pointer(rows.ctypes.data),
+        pointer(packed.ctypes.data),
+        ctypes.c_int64(0),
+        ctypes.c_int64(n),
+        ctypes.c_int64(k),
+        pointer(None if columns is None else columns.ctypes.data),
+    )
+    assert nbytes == packed.nbytes
+    return packed
+
+
+def hexadecimal(packed: U8) -> list[str]:
+    """A string for each row."""
+    return [row.tobytes().hex() for row in packed]
 
 
 if __name__ == "__main__":

@@ -5,10 +5,12 @@ Flags are read from CMakeLists.txt: what is tested is what is shipped.
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import shutil
 import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +20,7 @@ CMAKE = (REPOSITORY / "CMakeLists.txt").read_text()
 
 # machine: its instruction sets, a file in csrc/isa each
 INSTRUCTION_SETS = {"x86_64": ("scalar", "baseline", "avx2", "avx512"), "aarch64": ("scalar", "neon")}
-HERE = platform.machine()
+HERE = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
 
 
 @dataclass(frozen=True)
@@ -29,24 +31,29 @@ class Build:
     compiler   the command, with what chooses its target
     flags      beside those of CMakeLists.txt, and after them
     machine    what it makes code for
-    runner     the command that runs it, or nothing
     isas       the instruction sets built in
+    runner     the command that runs it, or nothing
     """
 
     name: str
     compiler: tuple[str, ...]
     flags: tuple[str, ...] = ()
     machine: str = HERE
-    runner: tuple[str, ...] = ()
     isas: tuple[str, ...] = INSTRUCTION_SETS.get(HERE, ("scalar", "baseline"))
+    runner: tuple[str, ...] = ()
 
     @property
     def binary(self) -> Path:
         return FOLDER / re.sub(r"\W+", "-", self.name) / "pack"
 
-    def missing_tool(self) -> str | None:
-        """The first tool that this build needs and this machine lacks."""
-        return next((tool for tool in (self.compiler[0], *self.runner[:1]) if not shutil.which(tool)), None)
+    def obstacle(self) -> str | None:
+        """Why this machine cannot make or run it: a tool or a library that is not here. None where it can."""
+        for tool in (self.compiler[0], *self.runner):
+            if not shutil.which(tool):
+                return f"{tool} is not here"
+        command = [*self.compiler, *self.flags, "-x", "c", "-", "-lm", "-o", os.devnull]
+        linked = subprocess.run(command, input="int main(void) { return 0; }", capture_output=True, text=True)
+        return linked.stderr.strip().splitlines()[0] if linked.returncode else None
 
     def make(self) -> None:
         """Compile and link, the compiler's words on stderr; raises CalledProcessError."""
@@ -69,6 +76,28 @@ class Build:
         """Run pack on given; returns its stdout. Raises CalledProcessError, with its stderr, where it fails."""
         command = [*self.runner, self.binary, *arguments]
         return subprocess.run(command, input=given, capture_output=True, check=True).stdout
+
+
+Variant = tuple[Build, str]  # a build, and an instruction set of its
+
+
+def variants(builds: Iterable[Build]) -> list[Variant]:
+    """Make the builds; what they have that can run here. What cannot is printed with its reason."""
+    found = []
+    for build in builds:
+        if obstacle := build.obstacle():
+            print(f"skipped  {build.name}: {obstacle}")
+            continue
+        build.make()
+        present = build.present_isas()
+        for isa in build.isas:
+            if isa in present:
+                found.append((build, isa))
+            else:
+                print(f"skipped  {build.name} {isa}: this {build.machine} processor cannot run it")
+    for machine in INSTRUCTION_SETS.keys() - {build.machine for build, _ in found}:
+        print(f"skipped  {', '.join(INSTRUCTION_SETS[machine])} of {machine}: nothing here runs them")
+    return found
 
 
 def common_flags() -> list[str]:

@@ -1,4 +1,4 @@
-"""Rows of weights that kernels find hard or rare, the same on any machine and with any NumPy.
+"""Rows of weights, and importance of columns, that kernels find hard or rare: the same everywhere and with any NumPy.
 
 They are made of PCG64's raw bits, which NumPy promises to keep, by elementwise operations alone: no library's notion of
 a distribution, no sums of floats.
@@ -144,9 +144,9 @@ def sparse(source: Source, n: int, limit: float) -> F32:
 def ties(source: Source, n: int, limit: float) -> F32:
     """Half steps of a type's own grid in runs that reach both of its ends, every second row a bit nearer to zero.
 
-    The ends are those of Q4_K, Q5_K, Q6_K and Q8_0, times a power of 2.
+    The ends are those of Q2_K, Q3_K, Q4_K, Q4_0, Q5_K, Q5_0, Q6_K and Q8_0, times a power of 2.
     """
-    end = np.array([7.5, 15.5, 32, 127], np.float32)[source.below(4, n, 1)][:, :, None]
+    end = np.array([1.5, 4, 7.5, 8, 15.5, 16, 32, 127], np.float32)[source.below(8, n, 1)][:, :, None]
     half_steps = source.fraction(n, 8, 32) * (4 * end + 1)
     rows = np.floor(half_steps) / np.float32(2) - end
     rows[::2] = np.nextafter(rows[::2], np.float32(0))
@@ -158,11 +158,12 @@ def scale_ties(source: Source, n: int, limit: float) -> F32:
     """One weight a row, for which a type's scale lies midway between two values of float16, or a hair beside that.
 
     So it matters how the scale is divided: in Q6_K 1 / (-128 / peak) is not peak / -128, which random rows show once in
-    150,000.  The factors are what Q6_K (twice), Q8_0, Q4_K and Q5_K divide the weight by, but for powers of 2.
+    150,000.  The factors are what Q6_K (twice), Q8_0, Q4_K, Q5_K, Q4_1 and Q2_K divide the weight by, but for powers
+    of 2.
     """
     odd = np.arange(2049, 4096, 2, dtype=np.float32)  # float16 has 11 bits: 12 of them with the last one set are a tie
     odd = odd[1 / (1 / odd) != odd]
-    factor = np.array([1, 31, 127, 63 * 15, 63 * 31], np.float32)[source.below(5, n)]
+    factor = np.array([1, 31, 127, 63 * 15, 63 * 31, 15, 15 * 3], np.float32)[source.below(7, n)]
     tie = np.ldexp(odd[source.below(len(odd), n)] * factor * source.signs(n), -12 - source.below(12, n))
     hair = np.array([-1, 0, 0, 1], np.float32)[source.below(4, n)] * np.float32(2.0**-23)
     rows = np.zeros((n, ROW), np.float32)
@@ -231,3 +232,59 @@ def fill(name: str, n: int, limit: float, seed: int = 0) -> F32:
     """
     rows = FILLS[name](Source(zlib.crc32(name.encode()), seed), n, limit)
     return np.ascontiguousarray(rows, np.float32)
+
+
+def skewed(source: Source, k: int) -> F32:
+    """What activations give: a few columns count for most."""
+    return np.abs(source.bell(k)) ** 3
+
+
+def zero_columns(source: Source, k: int) -> F32:
+    """Every third column counts nothing."""
+    return np.where(source.below(3, k) == 0, np.float32(0), skewed(source, k))
+
+
+def zero_runs(source: Source, k: int) -> F32:
+    """Of the runs of 32 columns, three in eight count nothing."""
+    return np.where(source.below(8, k // 32).repeat(32) < 3, np.float32(0), skewed(source, k))
+
+
+def zeros(source: Source, k: int) -> F32:
+    """Nothing counts."""
+    return np.zeros(k, np.float32)
+
+
+def ones(source: Source, k: int) -> F32:
+    """All count the same."""
+    return np.ones(k, np.float32)
+
+
+def tiny(source: Source, k: int) -> F32:
+    """Below 2^-70, so that sums come near the denormals."""
+    return np.ldexp(skewed(source, k), -80)
+
+
+def large(source: Source, k: int) -> F32:
+    """Around 2^80, so that sums of squares come near infinity."""
+    return np.ldexp(skewed(source, k), 80)
+
+
+def spread(source: Source, k: int) -> F32:
+    """Columns that differ by up to 2^40."""
+    return source.scales(k, -20, 20).reshape(k)
+
+
+def wide(source: Source, k: int) -> F32:
+    """Columns that differ by up to 2^120: sums lose all but one of them, and fits come out negative."""
+    return source.scales(k, -60, 60).reshape(k)
+
+
+IMPORTANCES: dict[str, Callable[[Source, int], F32]] = {
+    importance.__name__: importance
+    for importance in (skewed, zero_columns, zero_runs, zeros, ones, tiny, large, spread, wide)
+}
+
+
+def importance(name: str, k: int, seed: int = 0) -> F32:
+    """The importance called name of k columns, k a multiple of 32: float32 (k,), finite and >= 0."""
+    return np.ascontiguousarray(IMPORTANCES[name](Source(zlib.crc32(name.encode()), seed), k), np.float32)

@@ -1,0 +1,118 @@
+"""How large outputs will be, before there are weights: from config.json alone, and to the byte with the tokenizer."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from quantkit.arch import find_family
+from quantkit.checkpoint import CONFIG, INDEX, SINGLE, Checkpoint, TensorInfo, open_checkpoint
+from quantkit.checkpoint.json_file import read_json
+from quantkit.errors import ConfigError, InputError, UsageError
+from quantkit.gguf_io import TensorEntry, data_bytes, place
+from quantkit.imatrix import Imatrix
+from quantkit.osio import is_file, is_folder
+from quantkit.plan import make_plan
+from quantkit.qtypes import BF16
+from quantkit.recipe import Facts, Recipe, layer_of
+from quantkit.source import GGUFWeights, open_source
+
+TOKENIZERS = ("tokenizer.json", "vocab.json", "*.tiktoken")
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What one recipe would give.
+
+    file_bytes     None where it cannot be known: there is no tokenizer, or the recipe asks for an importance matrix
+    needs_imatrix  the recipe cannot be used without one
+    """
+
+    name: str
+    tensors: tuple[TensorEntry, ...]
+    file_bytes: int | None
+    needs_imatrix: bool
+
+    @property
+    def tensor_bytes(self) -> int:
+        return data_bytes(self.tensors)
+
+    @property
+    def n_weights(self) -> int:
+        return sum(tensor.n_weights for tensor in self.tensors)
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * sum(tensor.nbytes for tensor in self.tensors) / self.n_weights
+
+    @property
+    def types(self) -> dict[str, int]:
+        """How many tensors have each type, most first."""
+        return dict(Counter(tensor.qtype.name for tensor in self.tensors).most_common())
+
+
+def outlines(
+    path: Path, recipes: Sequence[Recipe], imatrix: Imatrix | None, warn: Callable[[str], None]
+) -> list[Outline]:
+    """Outline each recipe's output for the checkpoint folder or GGUF file at path.
+
+    Of a folder, config.json must be there; the weights need not, and then one index or one file is taken for granted.
+    raises  InputError in its kinds
+    """
+    with _open(path) as weights:
+        has_tokenizer = isinstance(weights, GGUFWeights) or any(any(path.glob(name)) for name in TOKENIZERS)
+        ready = [recipe for recipe in recipes if has_tokenizer and (imatrix or not recipe.needs_imatrix)]
+        planned = make_plan(weights, ready, imatrix=imatrix, warn=warn).outputs if ready else ()
+        outputs = dict(zip(ready, planned, strict=True))
+        return [
+            Outline(recipe.name, outputs[recipe].tensors, outputs[recipe].file_bytes, recipe.needs_imatrix)
+            if recipe in outputs
+            else Outline(recipe.name, _tensors(weights, recipe, imatrix is not None), None, recipe.needs_imatrix)
+            for recipe in recipes
+        ]
+
+
+def _open(path: Path) -> Checkpoint | GGUFWeights:
+    """The weights at path, or those that a folder without weights promises."""
+    if not is_folder(path) or is_file(path / SINGLE):
+        return open_source(path)
+    config = read_json(path / CONFIG)
+    if not isinstance(config, dict):
+        raise ConfigError("is not an object", file=path / CONFIG)
+    shards = _promised_shards(path)
+    if all(is_file(shard) for shard in shards):
+        return open_checkpoint(path)
+    family = find_family(config, path / CONFIG)
+    network = family.read_network(config, path / CONFIG)
+    tensors = {
+        name: TensorInfo(name, BF16, shape, shards[0], 0)
+        for tensor in family.map_tensors(network)
+        for name, shape in tensor.sources
+    }
+    promised = Checkpoint(path, config, tensors, {})
+    promised.shards = shards
+    return promised
+
+
+def _promised_shards(folder: Path) -> tuple[Path, ...]:
+    """The files that the index names, or the one that stands for all."""
+    if not is_file(folder / INDEX):
+        return (folder / SINGLE,)
+    index = read_json(folder / INDEX)
+    try:
+        return tuple(folder / name for name in sorted(set(index["weight_map"].values())))
+    except (TypeError, KeyError, AttributeError):
+        raise InputError("is no index of shards", file=folder / INDEX) from None
+
+
+def _tensors(weights: Checkpoint | GGUFWeights, recipe: Recipe, imatrix: bool) -> tuple[TensorEntry, ...]:
+    """The tensors of an output whose header cannot be known, as if there were the importance matrix it asks for."""
+    if isinstance(weights, GGUFWeights):
+        raise UsageError(f"{recipe.name} needs an importance matrix", hint="--imatrix FILE", file=weights.path)
+    family = find_family(weights.config, weights.path / CONFIG)
+    network = family.read_network(weights.config, weights.path / CONFIG)
+    facts = Facts(network.layers, network.n_gqa, imatrix or recipe.needs_imatrix, network.tied)
+    tensors = sorted(family.map_tensors(network), key=lambda tensor: (layer_of(tensor.gguf), tensor.gguf))
+    return place((t.gguf, t.shape, recipe.type_of(t.gguf, t.shape, facts)) for t in tensors)

@@ -1,0 +1,65 @@
+"""What is converted: a checkpoint folder, or a GGUF file whose tensors are F32, F16 or BF16."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from quantkit.checkpoint import Checkpoint, open_checkpoint
+from quantkit.errors import UsageError
+from quantkit.gguf_io import MAGIC
+from quantkit.osio import InputFile, is_file
+from quantkit.source.checkpoint import checkpoint_source
+from quantkit.source.gguf import GGUFWeights, gguf_source, open_gguf
+from quantkit.source.record import Source
+
+__all__ = ["GGUFWeights", "Source", "open_source", "read_source"]
+
+
+def open_source(path: Path) -> Checkpoint | GGUFWeights:
+    """Open what is at path, a GGUF file or a checkpoint folder, and check all that can be checked without its weights.
+
+    raises  InputError in its kinds, UnsafeError, DiskError, as open_checkpoint and open_gguf do
+    """
+    return open_gguf(path) if _is_gguf(path) else open_checkpoint(path)
+
+
+def _is_gguf(path: Path) -> bool:
+    if not is_file(path):
+        return False
+    with InputFile(path) as file:
+        return file.read(min(len(MAGIC), file.size)) == MAGIC
+
+
+def read_source(
+    weights: Checkpoint | GGUFWeights,
+    *,
+    name: str | None,
+    fix_special_tokens: bool,
+    chat_template: str | None,
+    warn: Callable[[str], None],
+) -> Source:
+    """Read what the weights are, and check that they are all there.
+
+    name                general.name, in place of the source's own
+    fix_special_tokens  repair eos and pad where they disagree with the chat template
+    chat_template       in place of the source's own; eot follows it
+    warn                called with each warning
+    raises              InputError in its kinds: whatever is wrong with the source or does not fit together
+                        UsageError: a repair of the tokens of a GGUF file
+    """
+    if not isinstance(weights, GGUFWeights):
+        return checkpoint_source(weights, name, fix_special_tokens, chat_template, warn)
+    if fix_special_tokens:
+        raise UsageError(
+            "special tokens are repaired from a checkpoint's tokenizer files, and a GGUF file has none",
+            hint="start from the checkpoint, or set the keys: --metadata tokenizer.ggml.eos_token_id=ID",
+            file=weights.path,
+        )
+    if chat_template is not None:
+        raise UsageError(
+            "what ends a turn is found in a checkpoint's tokenizer files, and a GGUF file has none",
+            hint="start from the checkpoint, or set the keys: --metadata tokenizer.chat_template=TEXT",
+            file=weights.path,
+        )
+    return gguf_source(weights, name)

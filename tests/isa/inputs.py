@@ -1,0 +1,29 @@
+"""What the kernels are given here: the fills of tests/kernels, importance and arbitrary blocks."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
+
+from fills import FILLS, ROW, Source, fill
+
+__all__ = ["FILLS", "ROW", "arbitrary_bytes", "fill", "importance"]
+
+
+def importance(seed: int, n_columns: int) -> NDArray[np.float32]:
+    """A row of weights of columns, float32 (n_columns,): many scales, and about one run of 32 in eight all 0."""
+    source = Source(2, seed)
+    n_runs = -(-n_columns // 32)
+    weights = (source.fraction(n_runs, 32) + np.float32(0.5)) * source.scales(n_runs * 32, -12, 4).reshape(n_runs, 32)
+    weights[source.below(8, n_runs) == 0] = 0
+    return weights.reshape(-1)[:n_columns]
+
+
+def arbitrary_bytes(seed: int, nbytes: int) -> bytes:
+    """What a damaged file may hold: scales that are NaN or infinite come with it."""
+    return Source(3, seed).halfwords(-(-nbytes // 2)).tobytes()[:nbytes]
