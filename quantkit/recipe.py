@@ -29,7 +29,8 @@ from quantkit.errors import RecipeError, UnsupportedError, UsageError
 from quantkit.qtypes import F16, F32, Q2_K, Q3_K, Q4_0, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0, QType, by_name
 
 # The installed package holds the recipes; a source checkout has them beside it.
-_ROOTS = (Path(__file__).parent / "recipes", Path(__file__).parents[1] / "recipes")
+_INSTALLED, _CHECKOUT = Path(__file__).parent / "recipes", Path(__file__).parents[1] / "recipes"
+_ROOT = _INSTALLED if _INSTALLED.is_dir() else _CHECKOUT
 # The folders that a family's mixes are in; what does not differ stands in one file for both.
 FAMILIES = {"llama.cpp": ("llama.cpp", "shared"), "classic": ("classic", "shared")}
 ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}  # as llama-quantize has them
@@ -270,7 +271,7 @@ def choose(types: Sequence[str], recipe: str) -> list[Recipe]:
 def _files(family: str) -> dict[str, Path]:
     if family not in FAMILIES:
         raise UsageError(f"unknown family of recipes {family!r}", hint=f"families: {', '.join(FAMILIES)}")
-    folders = [root / folder for root in _ROOTS for folder in FAMILIES[family]]
+    folders = [_ROOT / folder for folder in FAMILIES[family]]
     return {path.stem: path for folder in folders for path in folder.glob("*.toml")}
 
 

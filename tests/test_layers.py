@@ -22,19 +22,19 @@ LAYERS = (
     ("arch", "tokenizer", "kernels"),
     ("recipe", "source", "memory", "imatrix", "journal"),
     ("plan",),
-    ("convert", "verify", "sweep", "evaluate"),
+    ("convert", "check", "outline", "verify", "sweep", "evaluate"),
     ("cli", "report"),
 )
 DEPTH = {name: depth for depth, row in enumerate(LAYERS) for name in row}
 # Within a row nothing imports its neighbour, but for these.
-SIDEWAYS = {("qtypes", "errors"), ("osio", "errors")}
+SIDEWAYS = {("qtypes", "errors"), ("osio", "errors"), ("check", "convert")}
 FRONT = {"__init__", "__main__"}  # stand on everything, and nothing on them
 # Who may import what is not ours.
 LIBRARIES = {
     "click": {"cli"},
     "gguf": {"arch", "gguf_io"},
     "huggingface_hub": {"checkpoint"},
-    "numpy": {"checkpoint", "kernels", "imatrix", "convert", "verify", "sweep", "evaluate"},
+    "numpy": {"checkpoint", "kernels", "imatrix", "convert", "check", "verify", "sweep", "evaluate"},
     "pydantic": {"recipe"},
     "rich": {"cli", "report"},
     "safetensors": {"checkpoint"},

@@ -20,6 +20,7 @@ from quantkit.checkpoint.json_file import shown
 from quantkit.errors import ConfigError, UnsupportedError
 from quantkit.gguf_io import Field, Kind
 
+MAX_LAYERS = 512  # llama.cpp's own limit, LLAMA_MAX_LAYERS
 # What this converts, key by key: the values that mean "as Phi-4", the first being that of a config without the key.
 AS_PHI4: dict[str, tuple[Any, ...]] = {
     "attention_bias": (False,),
@@ -35,10 +36,10 @@ def read_network(config: Mapping[str, Any], file: Path) -> Network:
         if config.get(key, supported[0]) not in supported:
             raise _unlike_phi4(key, supported[0], config, file)
 
-    def size(key: str) -> int:
+    def size(key: str, most: int = (1 << 31) - 1) -> int:
         value = require(config, key, int, file)
-        if not 0 < value < 1 << 31:
-            raise ConfigError("an impossible size", file=file, key=key, expected="1 to 2147483647", found=value)
+        if not 0 < value <= most:
+            raise ConfigError("an impossible size", file=file, key=key, expected=f"1 to {most}", found=value)
         return value
 
     hidden, heads, kv_heads = size("hidden_size"), size("num_attention_heads"), size("num_key_value_heads")
@@ -50,7 +51,7 @@ def read_network(config: Mapping[str, Any], file: Path) -> Network:
     if config.get("head_dim") not in (None, hidden // heads):
         raise _unlike_phi4("head_dim", hidden // heads, config, file)
     return Network(
-        layers=size("num_hidden_layers"),
+        layers=size("num_hidden_layers", MAX_LAYERS),
         hidden=hidden,
         heads=heads,
         kv_heads=kv_heads,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from quantkit.cli.completion import complete_recipe, complete_type
 from quantkit.cli.talk import Talk, size, table
 
 if TYPE_CHECKING:
@@ -19,8 +20,20 @@ SCHEMA = {"name": "quantkit.plan", "version": 1}
 
 @click.command("plan", short_help="Say how large the files will be.")
 @click.argument("source", type=click.Path(path_type=Path))
-@click.option("-t", "--type", "types", multiple=True, help="Preset; may be repeated.  [default: all]")
-@click.option("--recipe", default="llama.cpp", help="Family of the presets, or a TOML file.  [default: llama.cpp]")
+@click.option(
+    "-t",
+    "--type",
+    "types",
+    multiple=True,
+    shell_complete=complete_type,
+    help="Preset; may be repeated.  [default: all]",
+)
+@click.option(
+    "--recipe",
+    default="llama.cpp",
+    shell_complete=complete_recipe,
+    help="Family of the presets, or a TOML file.  [default: llama.cpp]",
+)
 @click.option("--imatrix", type=click.Path(path_type=Path), help="Importance matrix, as for convert.")
 @click.option("--tensors", is_flag=True, help="The type of every tensor.")
 @click.option("--json", "as_json", is_flag=True, help="Everything as JSON on stdout.")

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from quantkit.arch import find_family
 from quantkit.arch.general import general_fields
 from quantkit.checkpoint import CONFIG, Checkpoint
+from quantkit.errors import ConfigError
 from quantkit.gguf_io import Field
 from quantkit.source.record import QUANTIZATION_VERSION, Source, check_tensors
 from quantkit.tokenizer import fields as tokenizer_fields
@@ -29,6 +30,14 @@ def checkpoint_source(
     config_file = checkpoint.path / CONFIG
     family = find_family(checkpoint.config, config_file)
     network = family.read_network(checkpoint.config, config_file)
+    if network.layers > len(checkpoint.tensors):  # seen before billions of names are made up
+        raise ConfigError(
+            "more layers than there are tensors",
+            file=config_file,
+            key="num_hidden_layers",
+            expected=f"at most {len(checkpoint.tensors)}",
+            found=network.layers,
+        )
     tensors = family.map_tensors(network)
     head = family.head.sources
     check_tensors(

@@ -5,8 +5,8 @@
 LIBGGML_BASE is libggml-base.so of llama.cpp b11434, built for x86-64.  kernels/<text>.json, for each type of that text
 and each fill of tests/kernels/fills.py:
     inputs_sha256   of the rows, and of the importances: where it differs they have changed, not a kernel
-    packed          the bytes of each row, in hexadecimal: of rows of 256 weights without importance ("none"), and of the
-                    same weights in rows of 512 with each importance of contract.GOLDEN_IMPORTANCES, by its name
+    packed          the bytes of each row, in hexadecimal: of rows of 256 weights without importance ("none"), and of
+                    the same weights in rows of 512 with each importance of contract.GOLDEN_IMPORTANCES, by its name
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ class Result:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--rows", type=int, default=1 << 14, help=f"rows of {ROW} weights of each type, at least (default %(default)s)"
+        "--rows", type=int, default=1 << 13, help=f"rows of {ROW} weights of each type, at least (default %(default)s)"
     )
     parser.add_argument("--types", help="such as Q4_K,Q8_0; else all")
     parser.add_argument("--builds", help=f"some of {','.join(b.name for b in BUILDS)}; else all; the first always")
