@@ -60,6 +60,8 @@ def main() -> int:
     types = [qtypes.by_name(name) for name in options.types.split(",")] if options.types else qtypes.ALL
     wanted = options.builds.split(",") if options.builds else [b.name for b in BUILDS]
     compared = variants(b for b in BUILDS if b.name in wanted or b is BUILDS[0])
+    if not compared:
+        return 0
     print(f"all are compared with {compared[0][0].name} {compared[0][1]}", flush=True)
     n_pieces = -(-options.rows // PIECE_ROWS)
     n_different = 0

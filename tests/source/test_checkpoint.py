@@ -14,7 +14,7 @@ from quantkit.source import open_source
 
 
 def test_more_layers_than_tensors(tmp_path: Path) -> None:
-    source = small.write(tmp_path / "small", edit_config=lambda config: config.update(num_hidden_layers=2**31 - 1))
+    source = small.write(tmp_path / "small", edit_config=lambda config: config.update(num_hidden_layers=500))
     with open_source(source) as weights, pytest.raises(ConfigError, match="more layers") as caught:
         make_plan(weights, [preset("Q8_0")], warn=pytest.fail)
     assert caught.value.details["key"] == "num_hidden_layers"
