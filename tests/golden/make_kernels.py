@@ -3,10 +3,10 @@
     python tests/golden/make_kernels.py LIBGGML_BASE
 
 LIBGGML_BASE is libggml-base.so of llama.cpp b11434, built for x86-64.  kernels/<text>.json, for each type of that text
-and each fill of tests/kernels/fills.py:
+and each of contract.golden_cases, which are the fills of tests/kernels/fills.py and what is rare:
     inputs_sha256   of the rows, and of the importances: where it differs they have changed, not a kernel
     packed          the bytes of each row, in hexadecimal: of rows of 256 weights without importance ("none"), and of
-                    the same weights in rows of 512 with each importance of contract.GOLDEN_IMPORTANCES, by its name
+                    the same weights in rows of 512 with importance, by its name in fills.py
 """
 
 from __future__ import annotations
@@ -20,12 +20,23 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
 
-from contract import F32, GOLDEN, GOLDEN_IMPORTANCES, U8, UNWEIGHTED, golden_inputs, text_of
+from contract import (
+    F32,
+    GOLDEN,
+    GOLDEN_COLUMNS,
+    GOLDEN_IMPORTANCES,
+    U8,
+    UNWEIGHTED,
+    golden_cases,
+    golden_inputs,
+    text_of,
+)
 from fills import FILLS, ROW
 
 from quantkit import qtypes
 
 BYTES_OF_A_FILL = 2000  # about, in one file: it stays below 100 kB
+ROWS_IN_ONE = GOLDEN_COLUMNS // ROW  # of those without importance in one with it
 
 
 def main() -> None:
@@ -37,19 +48,21 @@ def main() -> None:
     GOLDEN.mkdir(exist_ok=True)
     for text, types in files.items():
         nbytes = BYTES_OF_A_FILL // len(types)
-        entries = {qtype.name: {name: golden(ggml, qtype, name, nbytes) for name in FILLS} for qtype in types}
+        entries = {
+            qtype.name: {case: golden(ggml, qtype, case, nbytes) for case in golden_cases(qtype)} for qtype in types
+        }
         (GOLDEN / f"{text}.json").write_text(json.dumps(entries, indent=1) + "\n")
 
 
-def golden(ggml: ctypes.CDLL, qtype: qtypes.QType, name: str, nbytes: int) -> dict[str, object]:
-    """The entry of one fill: as many rows as nbytes hold, without and with importance; at least what one row is."""
-    n_rows = nbytes // qtype.row_bytes(ROW)
-    if qtype.name not in UNWEIGHTED:
-        n_rows = max(2, n_rows // (1 + len(GOLDEN_IMPORTANCES)) // 2 * 2)
-    rows, kinds, sha256 = golden_inputs(qtype, name, max(1, n_rows))
-    packed = {"none": hexadecimal(packed_by(ggml, rows, qtype, None))}
-    for kind, columns in kinds.items():
-        packed[kind] = hexadecimal(packed_by(ggml, rows.reshape(-1, len(columns)), qtype, columns))
+def golden(ggml: ctypes.CDLL, qtype: qtypes.QType, case: str, nbytes: int) -> dict[str, object]:
+    """One entry, of as many rows as nbytes hold for each importance; what is rare is one row with importance."""
+    n_rows = max(1, nbytes // qtype.row_bytes(ROW))
+    if case not in FILLS:
+        n_rows = ROWS_IN_ONE
+    elif qtype.name not in UNWEIGHTED:
+        n_rows = max(1, n_rows // (1 + len(GOLDEN_IMPORTANCES)) // ROWS_IN_ONE) * ROWS_IN_ONE
+    inputs, sha256 = golden_inputs(qtype, case, n_rows)
+    packed = {kind: hexadecimal(packed_by(ggml, rows, qtype, columns)) for kind, (rows, columns) in inputs.items()}
     return {"inputs_sha256": sha256, "packed": packed}
 
 
