@@ -19,7 +19,7 @@ static void encode_q8_0(const float *x, int64_t n_rows, int64_t n_columns, const
             largest = magnitude > largest ? magnitude : largest;
         }
         const float d = bits_float(largest) / 127;
-        const float inverse = d != 0 ? 1.0f / d : 0.0f;
+        const float inverse = d > 0x1p-128f ? 1.0f / d : 0.0f; /* below, 1 / d is infinite and the codes are 0 */
         put_u16(out, f16_from_f32(d));
         int8_t q[BLOCK_32];
         for (int i = 0; i < BLOCK_32; i++) q[i] = (int8_t)round_away(x[i] * inverse);

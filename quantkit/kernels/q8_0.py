@@ -12,11 +12,13 @@ from quantkit.kernels.lanes import F32Array, Importance, U8Array
 
 BELOW_HALF = np.float32(float.fromhex("0x1.fffffep-2"))  # 0.5 itself would lift 0.49999997 to 1
 
+SMALLEST = np.float32(2.0**-128)  # at and below it 1 / d is infinite, and the codes are 0
+
 
 def encode(x: F32Array, importance: Importance | None) -> U8Array:
     """float32 (n, 32) -> uint8 (n, 34); the same with and without importance, as ggml's."""
     d = np.abs(x).max(axis=1) / np.float32(127)
-    inverse = np.where(d != 0, np.float32(1) / d, np.float32(0))
+    inverse = np.where(d > SMALLEST, np.float32(1) / d, np.float32(0))
     scaled = x * inverse[:, None]
     q = np.trunc(scaled + np.copysign(BELOW_HALF, scaled))  # half away from zero, as C's roundf
     return pack(d.astype(np.float16), q.astype(np.int8))

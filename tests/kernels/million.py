@@ -21,7 +21,7 @@ HARD_ROWS = 99  # of a piece, from each fill that is not like weights; those lik
 WIDE_ROW = 9 * ROW
 KINDS = ("skewed", "zero_columns", "zero_runs", "spread")  # of importance, in one piece after another
 
-# (type, with importance) of which a million are packed in every run: the rest takes half an hour, and `make test-isa`
+# (type, with importance) of which a million are packed in every run: the rest takes minutes, and `make test-isa`
 # sets QUANTKIT_MILLION=all for it.
 ALWAYS = {
     *((name, False) for name in ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")),
