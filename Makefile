@@ -58,6 +58,7 @@ tests/engine/node_modules/.stamp: tests/engine/package.json
 .PHONY: test-isa test-san
 test-isa: $(VENV)/.built
 	$(BIN)/python tests/isa/equal.py $(ISA)
+	QUANTKIT_MILLION=all $(BIN)/python -m pytest -q tests/kernels -k million
 
 test-san: $(VENV)/.built
 	$(BIN)/python tests/isa/sanitize.py

@@ -20,7 +20,8 @@ class QType:
     id             ggml's number for it, in a GGUF tensor table
     block_weights  weights in one block; rows are a whole number of blocks
     block_bytes    bytes of one block
-    max_abs        largest magnitude that a block is sure to hold; larger weights are refused, not lost
+    max_abs        largest magnitude that a block is sure to hold, at least without importance; larger weights are
+                   refused, not lost
     """
 
     name: str

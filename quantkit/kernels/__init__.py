@@ -145,8 +145,8 @@ def _encode_in_pieces(rows: F32Array, qtype: QType, importance: F32Array | None,
     text = NUMPY_TEXTS[qtype.name][0]
     source, target = rows.reshape(-1, qtype.block_weights), out.reshape(-1, qtype.block_bytes)
     row_blocks = rows.shape[1] // qtype.block_weights
-    energy = mean_squares(rows) if importance is not None else None
-    with np.errstate(all="ignore"):  # empty runs divide by zero, and the result is not used
+    with np.errstate(all="ignore"):  # empty runs divide by zero, squares overflow, and the result is not used
+        energy = mean_squares(rows) if importance is not None else None
         for piece in _pieces(len(source), qtype):
             known = None
             if importance is not None and energy is not None:
