@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import small
+import synthetic_imatrix
 
 from quantkit.gguf_io import read_gguf
 
@@ -177,6 +178,20 @@ def test_another_name_in_the_metadata_starts_over(source: Path, tmp_path: Path) 
     stop(source, tmp_path)
     finish(source, tmp_path, "--name", "Another")
     assert read_gguf(tmp_path / "Q8_0.gguf").fields["general.name"].value == "Another"
+
+
+@pytest.mark.parametrize("change", ["recipe", "imatrix"])
+def test_another_recipe_or_imatrix_starts_over(source: Path, tmp_path: Path, change: str) -> None:
+    layers = [(f"blk.{i}.{name}.weight", small.HIDDEN) for i in range(small.LAYERS) for name in ("attn_qkv", "ffn_up")]
+    synthetic_imatrix.write(tmp_path / "imatrix.gguf", "gguf", layers)
+    option = {"recipe": ("--recipe", "classic"), "imatrix": ("--imatrix", str(tmp_path / "imatrix.gguf"))}[change]
+    out, expected = tmp_path / "out", tmp_path / "expected"
+    out.mkdir()
+    expected.mkdir()
+    stop(source, out)
+    finish(source, out, *option)
+    finish(source, expected, *option)
+    assert digests(out) == digests(expected)
 
 
 def test_a_second_run_is_refused_with_the_pid_of_the_first(source: Path, tmp_path: Path) -> None:
