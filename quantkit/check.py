@@ -18,6 +18,7 @@ from quantkit.plan import Plan
 class Finding:
     """A tensor with weights that cannot be packed.
 
+    file, tensor   the source's
     row, column    of the first of them
     value          of that one
     n_not_finite   how many are NaN or infinite
@@ -35,7 +36,7 @@ class Finding:
     limit: float
 
     def error(self) -> NotFiniteError | MagnitudeError:
-        """The error that a conversion would end with."""
+        """The finding as an error, of the graver kind."""
         kind = NotFiniteError if self.n_not_finite else MagnitudeError
         message = f"{self.n_not_finite} weights are not finite and {self.n_too_large} too large for their type"
         return kind(

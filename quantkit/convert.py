@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from quantkit.errors import (
     UsageError,
 )
 from quantkit.journal import Done, Journal
-from quantkit.osio import AtomicFile, cpu_count, free_space
+from quantkit.osio import AtomicFile, allocated_bytes, cpu_count, free_space
 from quantkit.plan import Job, OutputFile, Plan, shard_digests
 from quantkit.qtypes import QType
 
@@ -63,25 +64,32 @@ def convert(
     with ExitStack() as stack:
         parts: list[_Part] = []
         try:
-            for path, file in zip(paths, plan.files, strict=True):
-                parts.append(stack.enter_context(_Part(path, file, _plan_digest(weights, file), resume)))
+            for path, (file, digest) in zip(paths, _plan_digests(weights, plan), strict=True):
+                parts.append(stack.enter_context(_Part(path, file, digest, resume)))
+            for part in parts:
+                part.begin()
             _fill(weights, plan, parts, threads or cpu_count(), progress)
-        except (KeyboardInterrupt, DiskError) as error:
+            _finish(weights, parts)
+        except KeyboardInterrupt:
             kept = [part.keep() for part in parts]
-            if isinstance(error, DiskError):
-                raise
             if any(kept):
                 raise Paused("stopped", hint="the same command goes on from what is done") from None
             raise Interrupted("stopped; nothing was written under a final name") from None
-        sources = {
-            name: digest for part in parts for done in part.done.values() for name, digest in done.sources.items()
-        }
-        digests = shard_digests(weights, sources)
-        for part, file in zip(parts, plan.files, strict=True):
-            part.file.write(file.finished_header(digests), 0)
-        for part in reversed(parts):  # of a split file the first shard comes last: it is the one that gets loaded
-            part.file.publish()
-            part.journal.remove()
+        except (DiskError, OutputError):
+            for part in parts:
+                part.keep()
+            raise
+
+
+def _finish(weights: Weights, parts: Sequence[_Part]) -> None:
+    """Write the final headers, and put each file under its name; raises DiskError, OutputError."""
+    sources = {name: digest for part in parts for done in part.done.values() for name, digest in done.sources.items()}
+    digests = shard_digests(weights, sources)
+    for part in parts:
+        part.file.write(part.planned.finished_header(digests), 0)
+    for part in reversed(parts):  # of a split file the first shard comes last: it is the one that gets loaded
+        part.file.publish()
+        part.journal.remove()
 
 
 def memory_bytes(threads: int | None = None) -> int:
@@ -90,12 +98,20 @@ def memory_bytes(threads: int | None = None) -> int:
     return PROCESS_BYTES + (threads or cpu_count()) * SLAB_WEIGHTS * widest
 
 
-def _plan_digest(weights: Weights, file: OutputFile) -> str:
-    """What must be the same for a part to be gone on with: the code, the sources, and every byte that was planned."""
+def _plan_digests(weights: Weights, plan: Plan) -> Iterator[tuple[OutputFile, str]]:
+    """Each file with what must be the same for its part to be gone on with.
+
+    That is the code, the sources, and all that was planned: a file's own header, and the first shard's, which names the
+    recipe and the importance matrix.
+    """
     stats = [(shard.name, status.st_size, status.st_mtime_ns) for shard in weights.shards for status in [shard.stat()]]
     tensors = [(t.name, t.dtype.name, t.shape, t.file.name, t.offset) for t in weights.tensors.values()]
-    facts = [__version__, hashlib.sha256(file.header).hexdigest(), stats, tensors]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    values = [(job.name, job.values) for job in plan.jobs if job.values]
+    for output in plan.outputs:
+        for file in output.files:
+            headers = [hashlib.sha256(shard.header).hexdigest() for shard in (output.files[0], file)]
+            facts = [__version__, headers, stats, tensors, values]
+            yield file, hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 class _Part:
@@ -110,20 +126,17 @@ class _Part:
         except BusyError as error:
             owner = Journal.owner(path.with_name(path.name + ".part"))
             raise BusyError(error.message, hint=error.hint, **error.details | {"found": f"process {owner}"}) from None
+        self.planned = planned
         self.journal = Journal.beside(self.file.part_path, plan_digest)
-        try:
-            self._begin(planned)
-        except (DiskError, KeyboardInterrupt):
-            self.file.keep() if self.journal.tensors else self.__exit__()
-            raise
-        except BaseException:
-            self.__exit__()
-            raise
+        self.done: dict[str, Done] = {}
 
-    def _begin(self, planned: OutputFile) -> None:
-        """Find out what the part holds already, and give it its size and header."""
-        offsets = {tensor.name: (len(planned.header) + tensor.offset, tensor.nbytes) for tensor in planned.tensors}
-        self.done = {name: done for name, done in self.journal.tensors.items() if self._holds(done, *offsets[name])}
+    def begin(self) -> None:
+        """Find out what the part holds already, and give it its size and header; raises DiskError, OutputError."""
+        planned = self.planned
+        for tensor in planned.tensors:
+            done = self.journal.tensors.get(tensor.name)
+            if done and self._holds(done, len(planned.header) + tensor.offset, tensor.nbytes):
+                self.done[tensor.name] = done
         if not self.done:
             self.file.resize(0)
         self.file.resize(planned.nbytes)  # padding is zeros, and stays so
@@ -144,14 +157,14 @@ class _Part:
 
     def record(self) -> None:
         """Make what is done certain."""
-        if self.done != self.journal.tensors:
+        if any(name not in self.journal.tensors for name in self.done):
             self.file.sync()
             self.journal.tensors = dict(self.done)
             self.journal.write()
 
     def keep(self) -> bool:
         """Leave the part for a later run, if it holds anything; whether it does."""
-        with suppress(DiskError):  # the disk may be what is wrong; what was recorded before still is
+        with suppress(DiskError, OutputError):  # the disk may be what is wrong; what was recorded before still is
             self.record()
         if not self.journal.tensors:
             return False
@@ -161,8 +174,12 @@ class _Part:
     def __enter__(self) -> _Part:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        if self.file.discard():
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, KeyboardInterrupt) and self.journal.tensors:
+            self.file.keep()  # a second signal while the first was being answered
+        elif self.file.discard():
             self.journal.remove()
 
 
@@ -234,7 +251,8 @@ def _fill(weights: Weights, plan: Plan, parts: Sequence[_Part], threads: int, pr
             if isinstance(error, Abandoned):  # a slab gave up because another failed: that one's error is the news
                 for _, _, future in running:
                     if future.done() and not future.cancelled():
-                        future.result()
+                        with suppress(Abandoned):
+                            future.result()
             raise
 
 
@@ -311,8 +329,7 @@ def _check_paths(weights: Weights, plan: Plan, paths: Sequence[Path]) -> None:
             raise UsageError("the output would replace the source", hint="name another with -o", file=shard)
     needed: dict[Path, int] = {}
     for path, file in zip(paths, plan.files, strict=True):
-        there = path.with_name(path.name + ".part")
-        held = there.stat().st_blocks * 512 if there.is_file() else 0  # left by a stopped run
+        held = allocated_bytes(path.with_name(path.name + ".part"))  # left by a stopped run
         needed[path.parent] = needed.get(path.parent, 0) + max(file.nbytes - held, 0)
     for folder, nbytes in needed.items():
         free = free_space(folder)

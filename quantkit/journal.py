@@ -6,6 +6,7 @@ SHA-256 of its bytes and of the source tensors it was made from.  It is replaced
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from dataclasses import asdict, dataclass, field
@@ -46,7 +47,8 @@ class Journal:
         journal = cls(part.with_name(part.name + ".json"), plan)
         record = _read(journal.path)
         if record.get("schema") == SCHEMA and record.get("plan") == plan:
-            journal.tensors = {name: Done(**done) for name, done in record["tensors"].items()}
+            with contextlib.suppress(TypeError, KeyError, AttributeError):  # a record of another shape is none
+                journal.tensors = {name: Done(**done) for name, done in record["tensors"].items()}
         return journal
 
     @staticmethod

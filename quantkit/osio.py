@@ -409,6 +409,23 @@ def free_space(folder: PathLike) -> int:
         raise OutputError(f"cannot be written to: {_reason(error)}", file=folder) from error
 
 
+def allocated_bytes(path: Path) -> int:
+    """Bytes of disk that a file takes, 0 where there is none or the system does not say."""
+    try:
+        status = path.stat()
+    except OSError:
+        return 0
+    return getattr(status, "st_blocks", 0) * 512
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder if there is none; raises OutputError."""
+    try:
+        path.mkdir(exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"the folder cannot be made: {_reason(error)}", file=path) from error
+
+
 def peak_rss() -> int:
     """Most bytes of memory this process has held at once.
 

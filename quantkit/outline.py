@@ -10,14 +10,14 @@ from pathlib import Path
 from quantkit.arch import find_family
 from quantkit.checkpoint import CONFIG, INDEX, SINGLE, Checkpoint, TensorInfo, open_checkpoint
 from quantkit.checkpoint.json_file import read_json
-from quantkit.errors import ConfigError, InputError, UsageError
+from quantkit.errors import ConfigError, InputError
 from quantkit.gguf_io import TensorEntry, data_bytes, place
 from quantkit.imatrix import Imatrix
 from quantkit.osio import is_file, is_folder
 from quantkit.plan import make_plan
 from quantkit.qtypes import BF16
 from quantkit.recipe import Facts, Recipe, layer_of
-from quantkit.source import GGUFWeights, open_source
+from quantkit.source import GGUFWeights, open_source, read_source
 
 TOKENIZERS = ("tokenizer.json", "vocab.json", "*.tiktoken")
 
@@ -69,7 +69,7 @@ def outlines(
         return [
             Outline(recipe.name, outputs[recipe].tensors, outputs[recipe].file_bytes, recipe.needs_imatrix)
             if recipe in outputs
-            else Outline(recipe.name, _tensors(weights, recipe, imatrix is not None), None, recipe.needs_imatrix)
+            else Outline(recipe.name, _tensors(weights, recipe, imatrix is not None, warn), None, recipe.needs_imatrix)
             for recipe in recipes
         ]
 
@@ -107,12 +107,17 @@ def _promised_shards(folder: Path) -> tuple[Path, ...]:
         raise InputError("is no index of shards", file=folder / INDEX) from None
 
 
-def _tensors(weights: Checkpoint | GGUFWeights, recipe: Recipe, imatrix: bool) -> tuple[TensorEntry, ...]:
+def _tensors(
+    weights: Checkpoint | GGUFWeights, recipe: Recipe, imatrix: bool, warn: Callable[[str], None]
+) -> tuple[TensorEntry, ...]:
     """The tensors of an output whose header cannot be known, as if there were the importance matrix it asks for."""
     if isinstance(weights, GGUFWeights):
-        raise UsageError(f"{recipe.name} needs an importance matrix", hint="--imatrix FILE", file=weights.path)
-    family = find_family(weights.config, weights.path / CONFIG)
-    network = family.read_network(weights.config, weights.path / CONFIG)
+        source = read_source(weights, name=None, fix_special_tokens=False, chat_template=None, warn=warn)
+        network, mapped = source.network, source.tensors
+    else:
+        family = find_family(weights.config, weights.path / CONFIG)
+        network = family.read_network(weights.config, weights.path / CONFIG)
+        mapped = family.map_tensors(network)
     facts = Facts(network.layers, network.n_gqa, imatrix or recipe.needs_imatrix, network.tied)
-    tensors = sorted(family.map_tensors(network), key=lambda tensor: (layer_of(tensor.gguf), tensor.gguf))
+    tensors = sorted(mapped, key=lambda tensor: (layer_of(tensor.gguf), tensor.gguf))
     return place((t.gguf, t.shape, recipe.type_of(t.gguf, t.shape, facts)) for t in tensors)

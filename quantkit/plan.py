@@ -301,16 +301,19 @@ def shard_digests(weights: Weights, tensors: Mapping[str, str]) -> dict[str, str
     return {shard: hashlib.sha256("".join(text).encode()).hexdigest() for shard, text in lines.items()}
 
 
-def output_paths(outputs: Sequence[Output], source_name: str, wanted: Path | None) -> list[list[Path]]:
+def output_paths(
+    outputs: Sequence[Output], source_name: str, wanted: Path | None, *, is_folder: bool = False
+) -> list[list[Path]]:
     """The files of each output; shards are `<prefix>-00001-of-00003.gguf`.
 
-    wanted   None: `<source>-<TYPE>.gguf` in the current folder; a name with "{type}": that template; a folder
-             (or, for several outputs, a name without it): those default names there; else the file itself
+    wanted     None: `<source>-<TYPE>.gguf` in the current folder; a name with "{type}": that template; a folder (or,
+               for several outputs, a name without it): those default names there; else the file itself
+    is_folder  wanted is one, though it may not be there yet
     """
     default = f"{source_name}-{{type}}.gguf"
     if wanted is None:
         template = Path(default)
-    elif "{type}" not in wanted.name and (len(outputs) > 1 or wanted.is_dir()):
+    elif "{type}" not in wanted.name and (len(outputs) > 1 or is_folder or wanted.is_dir()):
         template = wanted / default
     else:
         template = wanted

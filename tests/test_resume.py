@@ -17,7 +17,12 @@ import pytest
 import small
 import synthetic_imatrix
 
+from quantkit.checkpoint import open_checkpoint
+from quantkit.convert import _plan_digests
 from quantkit.gguf_io import read_gguf
+from quantkit.imatrix import read_imatrix
+from quantkit.plan import make_plan
+from quantkit.recipe import preset
 
 # Every slab takes a moment and every tensor is recorded at once, so that a kill finds something to lose and to keep.
 SLOWLY = """
@@ -211,8 +216,6 @@ def test_source_digests_are_those_of_the_source_even_after_a_stop(source: Path, 
     finish(source, tmp_path)
     fields = read_gguf(tmp_path / "Q8_0.gguf").fields
     lines = []
-    from quantkit.checkpoint import open_checkpoint
-
     with open_checkpoint(source) as checkpoint:
         for name in sorted(checkpoint.tensors):
             tensor = checkpoint.tensors[name]
@@ -241,5 +244,48 @@ def test_a_full_disk_keeps_what_is_done(source: Path, tmp_path: Path, undisturbe
     assert failed.returncode == 74, failed.stderr
     for name in NAMES:
         assert before[name].items() <= recorded(tmp_path, name).items()
+    finish(source, tmp_path)
+    assert digests(tmp_path) == undisturbed
+
+
+def test_a_shard_is_not_gone_on_with_for_another_imatrix(source: Path, tmp_path: Path) -> None:
+    """Only the first shard's header names the matrix; the others must start over all the same."""
+    layers = [(f"blk.{i}.{name}.weight", small.HIDDEN) for i in range(small.LAYERS) for name in ("attn_qkv", "ffn_up")]
+    synthetic_imatrix.write(tmp_path / "imatrix.gguf", "gguf", layers)
+    with open_checkpoint(source) as checkpoint:
+        plans = [
+            make_plan(checkpoint, [preset("Q4_K_M")], imatrix=imatrix, split_max_bytes=200_000, warn=str)
+            for imatrix in (None, read_imatrix(tmp_path / "imatrix.gguf"))
+        ]
+        without, with_it = ([digest for _, digest in _plan_digests(checkpoint, plan)] for plan in plans)
+    assert len(without) == len(with_it) > 2
+    assert not set(without) & set(with_it)
+
+
+def test_stopped_while_the_files_are_put_in_place(source: Path, tmp_path: Path, undisturbed: dict[str, str]) -> None:
+    publish_slowly = SLOWLY.replace(
+        "main(sys.argv[1:])",
+        "def never(self):\n    print('publishing', flush=True)\n    time.sleep(60)\n"
+        "module.AtomicFile.publish, publish = never, module.AtomicFile.publish\n"
+        "from quantkit import journal\njournal.AtomicFile = type('A', (module.AtomicFile,), {'publish': publish})\n"
+        "main(sys.argv[1:])",
+    )
+    command = [
+        sys.executable,
+        "-c",
+        publish_slowly,
+        "convert",
+        str(source),
+        *TYPES,
+        "-o",
+        str(tmp_path / "{type}.gguf"),
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "publishing\n"
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 75, said
+    assert all(len(recorded(tmp_path, name)) == 3 + 6 * small.LAYERS for name in NAMES)
     finish(source, tmp_path)
     assert digests(tmp_path) == undisturbed

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import click
 
 from quantkit import __version__
-from quantkit.errors import Interrupted, QuantkitError, UsageError
+from quantkit.errors import DiskError, Interrupted, QuantkitError, UsageError
 
 # name: (module, one line of help)
 COMMANDS = {
@@ -71,6 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except BrokenPipeError:  # the reader of our output went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:  # stdout on a full disk, for one; what the layers below meet is typed there
+        _say_error(DiskError(f"writing the output failed: {error.strerror}"))
+        sys.exit(DiskError.exit_code)
     except Exception:
         traceback.print_exc()
         print("quantkit: this is a bug in quantkit; please report the lines above", file=sys.stderr)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -15,9 +17,10 @@ import click
 from quantkit.cli.completion import complete_recipe, complete_type
 from quantkit.cli.talk import Talk, size, table
 from quantkit.errors import FormatError, UsageError
-from quantkit.osio import InputFile
+from quantkit.osio import InputFile, make_folder
 
 if TYPE_CHECKING:
+    from quantkit.check import Finding
     from quantkit.checkpoint import Weights
     from quantkit.plan import Plan
 
@@ -35,7 +38,7 @@ class SplitSize(click.ParamType[int]):
         if isinstance(value, int):
             return value
         number, unit = value[:-1], value[-1:].upper()
-        if not number.isdigit() or int(number) == 0 or unit not in self._UNITS:
+        if not re.fullmatch("[1-9][0-9]{0,8}", number) or unit not in self._UNITS:
             self.fail(f"{value!r} is not a size such as 4G or 500M", param, ctx)
         return int(number) * self._UNITS[unit]
 
@@ -121,9 +124,11 @@ def command(
         if check_only:
             _check(weights, plan, talk, as_json)
             return
-        if output is not None and not dry_run and _names_folder(output, len(plan.outputs)):
-            Path(output).mkdir(exist_ok=True)
-        paths = output_paths(plan.outputs, weights.name, Path(output) if output is not None else None)
+        wanted = Path(output) if output is not None else None
+        is_folder = output is not None and _names_folder(output, len(plan.outputs))
+        paths = output_paths(plan.outputs, weights.name, wanted, is_folder=is_folder)
+        if wanted is not None and is_folder and not dry_run:
+            make_folder(wanted)
         seconds = None
         if not dry_run:
             start = time.monotonic()
@@ -171,14 +176,18 @@ def _check(weights: Weights, plan: Plan, talk: Talk, as_json: bool) -> None:
     with talk.progress("checking", plan.source_bytes) as progress:
         findings = check(weights, plan, progress)
     if as_json:
-        click.echo(
-            json.dumps({"schema": CHECK_SCHEMA, "findings": [asdict(finding) for finding in findings]}, indent=2)
-        )
+        click.echo(json.dumps({"schema": CHECK_SCHEMA, "findings": list(map(_as_json, findings))}, indent=2))
     for finding in findings:
         talk.say(str(finding))
     if findings:
         raise findings[0].error()
     talk.say(f"{len(plan.jobs)} tensors are sound: every weight is finite and fits its types")
+
+
+def _as_json(finding: Finding) -> dict[str, Any]:
+    """JSON has no NaN and no infinity: these are strings."""
+    value = finding.value if math.isfinite(finding.value) else str(finding.value)
+    return asdict(finding) | {"value": value}
 
 
 def _show(result: dict[str, Any]) -> None:

@@ -109,6 +109,9 @@ CODES = {
     "no GGUF file": (["inspect", "SOURCE/config.json"], 65),
     "no file": (["inspect", "missing.gguf"], 65),
     "no folder for the output": (["convert", "SOURCE", "-t", "Q8_0", "-o", "missing/a.gguf"], 73),
+    "no folder for a folder": (["convert", "SOURCE", "-t", "Q8_0", "-o", "TMP/missing/out/"], 73),
+    "a file for a folder": (["convert", "SOURCE", "-t", "Q8_0", "-o", "SOURCE/config.json/"], 73),
+    "a size of another script": (["convert", "SOURCE", "-t", "Q8_0", "--split-max-size", "\u00b2G"], 2),
     "unknown backend": (["convert", "SOURCE", "-t", "Q8_0", "-o", "TMP/a.gguf"], 2),
 }
 
@@ -158,3 +161,26 @@ def test_a_terminal_gets_a_bar_with_rate_and_time_left(source: Path, tmp_path: P
         pass
     assert process.wait() == 0
     assert b"converting" in seen and b"/s" in seen and b"ETA" in seen
+
+
+def test_a_new_folder_for_one_type_is_planned_as_it_is_made(source: Path, tmp_path: Path) -> None:
+    arguments = ("convert", source, "-t", "Q8_0", "-o", f"{tmp_path}/new/", "--json")
+    planned = json.loads(quantkit_cli(*arguments, "--dry-run").stdout)["files"][0]["paths"]
+    assert not list(tmp_path.iterdir())
+    assert planned == json.loads(quantkit_cli(*arguments).stdout)["files"][0]["paths"]
+    assert planned == [str(tmp_path / "new" / "small-Q8_0.gguf")]
+
+
+def test_plan_of_a_gguf_file_lists_every_preset(source: Path, tmp_path: Path) -> None:
+    quantkit_cli("convert", source, "-t", "BF16", "-o", tmp_path / "a-BF16.gguf", "-q")
+    result = quantkit_cli("plan", tmp_path / "a-BF16.gguf")
+    assert result.returncode == 0, result.stderr
+    assert "Q2_K_S" in result.stdout and "needs --imatrix" in result.stdout
+
+
+def test_a_full_disk_behind_stdout_is_no_bug(source: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "quantkit", "plan", str(source)]
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert result.returncode == 74, result.stderr
+    assert "bug" not in result.stderr
