@@ -61,12 +61,6 @@ class UsageError(QuantkitError):
     exit_code = 2
 
 
-class GateError(QuantkitError):
-    """A measured gate was not met."""
-
-    exit_code = 3
-
-
 class InputError(QuantkitError):
     """What was given to read is not what it claims to be."""
 

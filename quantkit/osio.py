@@ -9,10 +9,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 import shutil
 import stat
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -424,21 +422,6 @@ def make_folder(path: Path) -> None:
         path.mkdir(exist_ok=True)
     except OSError as error:
         raise OutputError(f"the folder cannot be made: {_reason(error)}", file=path) from error
-
-
-def peak_rss() -> int:
-    """Most bytes of memory this process has held at once.
-
-    Linux's own record comes first: getrusage also counts what the parent held when it started this process.
-    """
-    with contextlib.suppress(OSError):
-        text = Path("/proc/self/status").read_text()
-        if match := re.search(r"^VmHWM:\s+(\d+) kB$", text, re.MULTILINE):
-            return int(match[1]) * 1024
-    import resource  # not on Windows
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def cpu_count() -> int:

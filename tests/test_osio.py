@@ -485,22 +485,6 @@ def test_free_space(tmp_path: Path) -> None:
         osio.free_space(tmp_path / "absent")
 
 
-def test_peak_rss() -> None:
-    """It counts what was held and is gone, and not what the process that started this one holds."""
-    code = """
-from quantkit.osio import peak_rss
-before = peak_rss()
-data = bytearray(b"x") * (100 << 20)
-del data
-print(before, peak_rss())
-"""
-    ballast = bytearray(b"x") * (300 << 20)
-    before, after = map(int, run(code).stdout.split())
-    del ballast
-    assert 1 << 20 < before < 200 << 20
-    assert 90 << 20 < after - before < 130 << 20
-
-
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity")
 def test_cpu_count() -> None:
     code = """

@@ -19,7 +19,6 @@ PUBLIC = {
 ERRORS = {
     "QuantkitError": ("Exception", 1),
     "UsageError": ("QuantkitError", 2),
-    "GateError": ("QuantkitError", 3),
     "InputError": ("QuantkitError", 65),
     "FormatError": ("InputError", 65),
     "ConfigError": ("InputError", 65),
