@@ -4,6 +4,8 @@
  *     pack ISA TYPE N_ROWS N_COLUMNS          stdin: float32 rows; stdout: their blocks, then the floats these mean
  *     pack ISA TYPE N_ROWS N_COLUMNS -i       stdin: one row of importance before the rows
  *     pack ISA TYPE N_ROWS N_COLUMNS -d       stdin: blocks; stdout: the floats these mean
+ *     pack --bench N_ROWS N_COLUMNS SECONDS   the speed of every type and instruction set, in turns of SECONDS each,
+ *                                             once their bytes have been compared
  *
  * TYPE is ggml's number. Whatever a kernel is given lies between two pages that must not be touched. Exits with 0, or
  * with 1 and a sentence.
@@ -14,17 +16,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 #include "../quantkit.h"
+#include "bench.h"
+#include "rooms.h"
 
 enum { SLAB_ROWS = 97 }; /* rows of one call: odd, so that groups of rows and of lanes are cut short too */
-
-static void fail(const char *reason) {
-    fprintf(stderr, "pack: %s\n", reason);
-    exit(1);
-}
 
 static void *allocate(size_t nbytes) {
     void *p = malloc(nbytes + 1); /* of no bytes, too, something that is not NULL */
@@ -36,25 +33,6 @@ static void *read_bytes(size_t nbytes) {
     void *p = allocate(nbytes);
     if (fread(p, 1, nbytes, stdin) != nbytes) fail("stdin is too short");
     return p;
-}
-
-/* Whole pages between two guard pages. */
-typedef struct {
-    uint8_t *start, *end;
-} room;
-
-/* Where in its room an array lies: against a guard, or one element from the first, so that it is not aligned. */
-typedef enum { AT_START, AT_END, SHIFTED, N_PLACES } place;
-
-static room make_room(size_t nbytes) {
-    const size_t page = (size_t)sysconf(_SC_PAGESIZE), inside = (nbytes / page + 1) * page;
-    uint8_t *guard = mmap(NULL, inside + 2 * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (guard == MAP_FAILED || mprotect(guard + page, inside, PROT_READ | PROT_WRITE) != 0) fail("no memory");
-    return (room){guard + page, guard + page + inside};
-}
-
-static void *put(room r, place at, size_t element_bytes, size_t nbytes) {
-    return at == AT_END ? r.end - nbytes : r.start + (at == SHIFTED ? element_bytes : 0);
 }
 
 typedef struct {
@@ -116,9 +94,14 @@ int main(int argc, char **argv) {
         for (int i = 0; i < qk_n_isas(); i++) puts(qk_isa_name(i));
         return 0;
     }
+    if (argc == 5 && strcmp(argv[1], "--bench") == 0) {
+        bench(atoll(argv[2]), atoll(argv[3]), atof(argv[4]));
+        return 0;
+    }
     const char *option = argc == 6 ? argv[5] : "";
     const bool weighted = strcmp(option, "-i") == 0, only_decode = strcmp(option, "-d") == 0;
-    if (argc != 5 && !weighted && !only_decode) fail("usage: pack --list, or pack ISA TYPE N_ROWS N_COLUMNS [-i | -d]");
+    if (argc != 5 && !weighted && !only_decode)
+        fail("usage: pack --list, pack --bench N_ROWS N_COLUMNS SECONDS, or pack ISA TYPE N_ROWS N_COLUMNS [-i | -d]");
     if (qk_use(argv[1]) != QK_OK) fail("no such instruction set here");
     const int64_t n_rows = atoll(argv[3]);
     task t = {.type = (qk_type)atoi(argv[2]), .n_columns = atoll(argv[4]), .only_decode = only_decode};

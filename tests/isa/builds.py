@@ -1,4 +1,4 @@
-"""csrc/check/pack.c built with the kernels by several compilers and for several machines, and how to ask it.
+"""csrc/check/ built with the kernels by several compilers and for several machines, and how to ask it.
 
 Flags are read from CMakeLists.txt: what is tested is what is shipped.
 """
@@ -59,7 +59,7 @@ class Build:
         """Compile and link, the compiler's words on stderr; raises CalledProcessError."""
         self.binary.parent.mkdir(parents=True, exist_ok=True)
         objects = []
-        for source in ("check/pack.c", "dispatch.c", *(f"isa/{isa}.c" for isa in self.isas)):
+        for source in ("check/pack.c", "check/bench.c", "dispatch.c", *(f"isa/{isa}.c" for isa in self.isas)):
             objects.append(self.binary.parent / f"{Path(source).stem}.o")
             flags = ("-std=c11", *common_flags(), *own_flags(source), *self.flags)
             command = [*self.compiler, *flags, "-c", REPOSITORY / "csrc" / source, "-o", objects[-1]]
