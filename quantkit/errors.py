@@ -61,6 +61,12 @@ class UsageError(QuantkitError):
     exit_code = 2
 
 
+class GateError(QuantkitError):
+    """A gate was not met: what was measured is worse than what was recorded."""
+
+    exit_code = 3
+
+
 class InputError(QuantkitError):
     """What was given to read is not what it claims to be."""
 
@@ -103,6 +109,12 @@ class MagnitudeError(InputError):
     """A finite weight too large for the type it should be packed into."""
 
 
+class HubError(QuantkitError):
+    """The hub cannot be reached, or does not give what was asked for."""
+
+    exit_code = 69
+
+
 class OutputError(QuantkitError):
     """The output cannot be created: permission, a folder in its place, no space, in use."""
 
@@ -117,6 +129,12 @@ class DiskError(QuantkitError):
     """Reading or writing failed half-way (EIO, ENOSPC, a file that shrank)."""
 
     exit_code = 74
+
+
+class BugError(QuantkitError):
+    """What cannot happen did: a bug of quantkit, or of what it was built with."""
+
+    exit_code = 70
 
 
 class Interrupted(QuantkitError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import platform
 import shutil
 import stat
 import threading
@@ -422,6 +423,16 @@ def make_folder(path: Path) -> None:
         path.mkdir(exist_ok=True)
     except OSError as error:
         raise OutputError(f"the folder cannot be made: {_reason(error)}", file=path) from error
+
+
+def cpu_name() -> str:
+    """The model of the processor, as the system calls it; its architecture where there is no more to know."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8", errors="replace").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, "") or platform.processor() or platform.machine()
 
 
 def cpu_count() -> int:

@@ -1,6 +1,7 @@
-"""The tensor types of GGUF that quantkit writes: one table, the only place their sizes and ids stand.
+"""The tensor types of GGUF: those that quantkit writes, and those that it only reads.
 
-Ids, block sizes and bytes are ggml's (`ggml_type` and its type traits; https://github.com/ggml-org/ggml, ggml.h).
+One table each, the only place where their sizes and ids stand.  These are ggml's (`ggml_type` and its type traits;
+https://github.com/ggml-org/ggml, ggml.h).
 """
 
 from __future__ import annotations
@@ -20,15 +21,24 @@ class QType:
     id             ggml's number for it, in a GGUF tensor table
     block_weights  weights in one block; rows are a whole number of blocks
     block_bytes    bytes of one block
-    max_abs        largest magnitude that a block is sure to hold, at least without importance; larger weights are
-                   refused, not lost
+    limit          of a type that is written: its max_abs
     """
 
     name: str
     id: int
     block_weights: int
     block_bytes: int
-    max_abs: float
+    limit: float | None = None
+
+    @property
+    def max_abs(self) -> float:
+        """Largest magnitude that a block is sure to hold, at least without importance; a larger one is refused.
+
+        raises  UnsupportedError  the type is only read
+        """
+        if self.limit is None:
+            raise _only_read(self)
+        return self.limit
 
     @property
     def bits_per_weight(self) -> float:
@@ -70,22 +80,50 @@ Q5_K = QType("Q5_K", 13, 256, 176, 63 * F16_MAX / 2)
 Q6_K = QType("Q6_K", 14, 256, 210, 128 * 32 * F16_MAX / 2)
 
 ALL = (F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K)
-_BY_NAME = {t.name: t for t in ALL}
-_BY_ID = {t.id: t for t in ALL}
+
+# What others have quantized to, for reading (kernels/decoded_only.py).
+DECODED_ONLY = (
+    QType("IQ2_XXS", 16, 256, 66),
+    QType("IQ2_XS", 17, 256, 74),
+    QType("IQ3_XXS", 18, 256, 98),
+    QType("IQ1_S", 19, 256, 50),
+    QType("IQ4_NL", 20, 32, 18),
+    QType("IQ3_S", 21, 256, 110),
+    QType("IQ2_S", 22, 256, 82),
+    QType("IQ4_XS", 23, 256, 136),
+    QType("IQ1_M", 29, 256, 56),
+    QType("TQ1_0", 34, 256, 54),
+    QType("TQ2_0", 35, 256, 66),
+    QType("MXFP4", 39, 32, 17),
+    QType("NVFP4", 40, 64, 36),
+)
+
+_BY_NAME = {t.name: t for t in ALL + DECODED_ONLY}
+_BY_ID = {t.id: t for t in ALL + DECODED_ONLY}
 
 
 def by_name(name: str) -> QType:
-    """The type called name, in any letter case; raises UnsupportedError."""
-    try:
-        return _BY_NAME[name.upper()]
-    except KeyError:
-        raise UnsupportedError(f"unknown tensor type {name!r}", hint=f"types: {', '.join(_BY_NAME)}") from None
+    """The type called name, in any letter case, to write; raises UnsupportedError, also for one that is only read."""
+    qtype = _BY_NAME.get(name.upper())
+    if qtype is None:
+        raise UnsupportedError(f"unknown tensor type {name!r}", hint=_written())
+    if qtype.limit is None:
+        raise _only_read(qtype)
+    return qtype
 
 
 def by_id(type_id: int) -> QType:
-    """The type with ggml's number type_id; raises UnsupportedError."""
+    """The type with ggml's number type_id, to read; raises UnsupportedError."""
     try:
         return _BY_ID[type_id]
     except KeyError:
-        known = ", ".join(f"{t.id} {t.name}" for t in ALL)
+        known = ", ".join(f"{t.id} {t.name}" for t in ALL + DECODED_ONLY)
         raise UnsupportedError(f"tensor type {type_id} is not supported", hint=f"types: {known}") from None
+
+
+def _only_read(qtype: QType) -> UnsupportedError:
+    return UnsupportedError(f"tensor type {qtype} is only read, not written", hint=_written())
+
+
+def _written() -> str:
+    return f"types: {', '.join(t.name for t in ALL)}"

@@ -408,6 +408,7 @@ BAD = {
     "no file type": ('[[rule]]\nmatch = "*"\ntype = "Q8_0"', "file_type"),
     "a file type in words": (FILE.replace("7", '"Q8_0"'), "file_type"),
     "unknown type": (FILE.replace("Q8_0", "Q9"), r"rule\.1\.type"),
+    "a type that is only read": (FILE.replace("Q8_0", "IQ4_XS"), r"rule\.1\.type.* only read"),
     "unknown key": (FILE + "colour = 1", r"rule\.1\.colour"),
     "unknown key above": ("colour = 1\n" + FILE, "key colour"),
     "unknown layers": (FILE + 'layers = "some"', "more_bits"),

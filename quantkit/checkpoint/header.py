@@ -40,7 +40,7 @@ class TensorInfo:
     """Where a tensor's weights are.
 
     name    as the checkpoint spells it
-    dtype   F32, F16 or BF16
+    dtype   F32, F16 or BF16; of a GGUF file that is only looked at, any type
     shape   NumPy order, (rows, columns) for a matrix; no dimension is 0
     file    the shard that holds it
     offset  of its first byte in that file

@@ -44,7 +44,7 @@ def command(file: Path, tensors: bool, as_json: bool) -> None:
         click.echo()
         for tensor in gguf.tensors.values():
             shape = " x ".join(map(str, tensor.shape))
-            click.echo(f"{tensor.qtype.name:5} {size(tensor.nbytes):>10}  {tensor.name}  {shape}")
+            click.echo(f"{tensor.qtype.name:7} {size(tensor.nbytes):>10}  {tensor.name}  {shape}")
 
 
 def _shown(field: Field) -> str:

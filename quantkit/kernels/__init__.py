@@ -11,14 +11,15 @@ import functools
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import ModuleType
 
 import numpy as np
 import numpy.typing as npt
 
 from quantkit.errors import MagnitudeError, NotFiniteError, ShapeError, UsageError
-from quantkit.kernels import plain, q2_k, q3_k, q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k, q8_0
+from quantkit.kernels import decoded_only, plain, q2_k, q3_k, q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k, q8_0
 from quantkit.kernels.lanes import Importance, mean_squares
 from quantkit.qtypes import QType
 
@@ -44,10 +45,13 @@ WEIGHTS_AT_ONCE = 1 << 16  # their temporaries stay near the cache: two dozen ar
 
 
 _choosing = threading.Lock()
+_in_use: list[ModuleType | None] = []  # by using(), the innermost last
 
 
 def _native() -> ModuleType | None:
     """The C kernels with the wanted instruction set chosen, or None where the NumPy text is to run."""
+    if _in_use:
+        return _in_use[-1]
     with _choosing:  # a cache alone lets several threads choose at once the first time
         return _choose()
 
@@ -60,7 +64,7 @@ def _choose() -> ModuleType | None:
     if wanted == "numpy":
         return None
     try:
-        from quantkit import _native as native
+        native = _c_kernels()
     except ImportError as error:
         if wanted == "native":
             raise UsageError(f"QUANTKIT_BACKEND=native, but there are no C kernels here ({error})") from error
@@ -71,7 +75,14 @@ def _choose() -> ModuleType | None:
         native.use(isa)
     except ValueError:
         raise UsageError(f"QUANTKIT_ISA={isa} is not to be had here", hint=", ".join(native.isas())) from None
-    module: ModuleType = native
+    return native
+
+
+def _c_kernels() -> ModuleType:
+    """The module of C kernels, whatever it is set to; raises ImportError where it was not built."""
+    from quantkit import _native
+
+    module: ModuleType = _native
     return module
 
 
@@ -81,6 +92,38 @@ def backend() -> str:
     return f"native/{native.isa()}" if native else "numpy"
 
 
+def backends() -> tuple[str, ...]:
+    """All that can run on this machine, as backend() names them, slowest first."""
+    try:
+        return ("numpy", *(f"native/{isa}" for isa in _c_kernels().isas()))
+    except ImportError:
+        return ("numpy",)
+
+
+@contextmanager
+def using(backend: str) -> Iterator[None]:
+    """Within it this backend runs, whatever the environment asks for: `with using("native/avx2"):`.
+
+    backend  one of backends()
+    raises   UsageError  it is not to be had here
+
+    It holds for every thread of the process, so none may be encoding or decoding where it begins or ends.
+    """
+    if backend not in backends():
+        raise UsageError(f"the backend {backend} is not to be had here", hint=", ".join(backends()))
+    native = None if backend == "numpy" else _c_kernels()
+    before = native.isa() if native else None
+    if native:
+        native.use(backend.removeprefix("native/"))
+    _in_use.append(native)
+    try:
+        yield
+    finally:
+        _in_use.pop()
+        if native:
+            native.use(before)
+
+
 def encode(rows: F32Array, qtype: QType, importance: F32Array | None = None, *, out: U8Array | None = None) -> U8Array:
     """Pack float rows into blocks of qtype.
 
@@ -88,10 +131,12 @@ def encode(rows: F32Array, qtype: QType, importance: F32Array | None = None, *, 
     importance  float32 (k,), finite and >= 0: how much each column counts in the squared error
     out         uint8 (n, qtype.row_bytes(k)), C order; filled and returned if given
     returns     uint8 (n, qtype.row_bytes(k)); the same bytes on every backend and processor
-    raises      ShapeError      k does not divide into blocks, or an array is not as above
-                NotFiniteError  NaN or infinity in rows (names the first row and column)
-                MagnitudeError  a weight larger than qtype.max_abs (likewise)
+    raises      ShapeError        k does not divide into blocks, or an array is not as above
+                NotFiniteError    NaN or infinity in rows (names the first row and column)
+                MagnitudeError    a weight larger than qtype.max_abs (likewise)
+                UnsupportedError  qtype is one of qtypes.DECODED_ONLY
     """
+    limit = qtype.max_abs
     _check(rows, np.float32, "rows")
     n, k = rows.shape
     shape = (n, qtype.row_bytes(k))
@@ -100,9 +145,9 @@ def encode(rows: F32Array, qtype: QType, importance: F32Array | None = None, *, 
         _check(importance, np.float32, "importance", (k,))
     native = _native()
     if native:
-        unfit = native.encode(qtype.id, rows, n, k, importance, qtype.max_abs, out)
+        unfit = native.encode(qtype.id, rows, n, k, importance, limit, out)
     else:
-        unfit = _first_unfit(rows, qtype.max_abs)
+        unfit = _first_unfit(rows, limit)
         if unfit < 0:
             _encode_in_pieces(rows, qtype, importance, out)
     if unfit >= 0:
@@ -128,16 +173,23 @@ def decode(blocks: U8Array, qtype: QType, *, out: F32Array | None = None) -> F32
         )
     shape = (n, m // qtype.block_bytes * qtype.block_weights)
     out = np.empty(shape, np.float32) if out is None else _check(out, np.float32, "out", shape)
-    native = _native()
+    native = _native() if qtype.name in NUMPY_TEXTS else None
     if native:
         native.decode(qtype.id, blocks, n, shape[1], out)
     else:
-        text = NUMPY_TEXTS[qtype.name][1]
+        text = _decoder(qtype)
         source, target = blocks.reshape(-1, qtype.block_bytes), out.reshape(-1, qtype.block_weights)
         with np.errstate(all="ignore"):  # any bytes are decoded, infinite scales too
             for piece in _pieces(len(source), qtype):
                 target[piece] = text(source[piece])
     return out
+
+
+def _decoder(qtype: QType) -> Callable[[U8Array], F32Array]:
+    """The function of whole blocks, uint8 (n, block_bytes) -> float32 (n, block_weights)."""
+    if qtype.name in NUMPY_TEXTS:
+        return NUMPY_TEXTS[qtype.name][1]
+    return functools.partial(decoded_only.decode, qtype=qtype)
 
 
 def _encode_in_pieces(rows: F32Array, qtype: QType, importance: F32Array | None, out: U8Array) -> None:

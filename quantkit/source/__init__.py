@@ -1,4 +1,4 @@
-"""What is converted: a checkpoint folder, or a GGUF file whose tensors are F32, F16 or BF16."""
+"""What is converted or measured: a checkpoint folder, or a GGUF file."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from quantkit.source.record import Source
 __all__ = ["GGUFWeights", "Source", "open_source", "read_source"]
 
 
-def open_source(path: Path) -> Checkpoint | GGUFWeights:
+def open_source(path: Path, *, any_type: bool = False) -> Checkpoint | GGUFWeights:
     """Open what is at path, a GGUF file or a checkpoint folder, and check all that can be checked without its weights.
 
-    raises  InputError in its kinds, UnsafeError, DiskError, as open_checkpoint and open_gguf do
+    any_type  let a GGUF file be quantized; else its tensors are F32, F16 or BF16
+    raises    InputError in its kinds, UnsafeError, DiskError, as open_checkpoint and open_gguf do
     """
-    return open_gguf(path) if _is_gguf(path) else open_checkpoint(path)
+    return open_gguf(path, any_type=any_type) if _is_gguf(path) else open_checkpoint(path)
 
 
 def _is_gguf(path: Path) -> bool:

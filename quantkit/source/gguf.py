@@ -1,7 +1,7 @@
 """A GGUF file as a source: its own keys say which tensors it must have, and all of them are kept.
 
 The result has the bytes that llama-quantize makes of the same file; its tensors are F32, F16 or BF16, since a second
-rounding on top of another would lose quality.
+rounding on top of another would lose quality.  A file that is only looked at may have any type.
 """
 
 from __future__ import annotations
@@ -58,14 +58,15 @@ class GGUFWeights(Weights):
         self.fields = dict(fields)
 
 
-def open_gguf(path: Path) -> GGUFWeights:
+def open_gguf(path: Path, *, any_type: bool = False) -> GGUFWeights:
     """Open a GGUF file, or the model that a first shard begins; its shards are found beside it by its name.
 
-    raises  InputError   a file is missing
-            FormatError, TensorError
-                         a file is no GGUF, contradicts itself or the other shards, or is a shard and not the first
-            UnsupportedError  a tensor is of another type than F32, F16, BF16
-            DiskError    reading fails
+    any_type  let tensors have any type that can be decoded: the weights are not converted
+    raises    InputError   a file is missing
+              FormatError, TensorError
+                           a file is no GGUF, contradicts itself or the other shards, or is a shard and not the first
+              UnsupportedError  a tensor is of another type than F32, F16, BF16, or of one that cannot be decoded
+              DiskError    reading fails
     """
     with ExitStack() as on_failure:
         files = [on_failure.enter_context(InputFile(path))]
@@ -75,15 +76,15 @@ def open_gguf(path: Path) -> GGUFWeights:
             shards.append(read_open_gguf(files[-1]))
         if len(shards) > 1:
             check_shards(shards)
-        tensors = {tensor.name: tensor for shard in shards for tensor in _tensors(shard)}
+        tensors = {tensor.name: tensor for shard in shards for tensor in _tensors(shard, any_type)}
         on_failure.pop_all()
     return GGUFWeights(path, shards[0].fields, tensors, {file.path: file for file in files})
 
 
-def _tensors(file: GGUFFile) -> list[TensorInfo]:
+def _tensors(file: GGUFFile, any_type: bool) -> list[TensorInfo]:
     for tensor in file.tensors.values():
         check_tensor_name(tensor.name, file.path)
-        if tensor.qtype not in DTYPES.values():
+        if not any_type and tensor.qtype not in DTYPES.values():
             raise UnsupportedError(
                 "the file is quantized already, and quantizing again loses quality",
                 hint=f"start from a file in {', '.join(DTYPES)}, or from the checkpoint",

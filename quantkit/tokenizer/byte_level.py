@@ -14,6 +14,11 @@ CHAR_OF = {byte: char for char, byte in BYTE_OF.items()}
 SPACE = CHAR_OF[ord(" ")]
 
 
+def to_bytes(text: str) -> bytes:
+    """The bytes that a text in the alphabet spells; raises KeyError for a character outside it."""
+    return bytes(BYTE_OF[char] for char in text)
+
+
 def decode(text: str) -> str:
     """What a byte-level decoder makes of one token: its bytes as UTF-8, invalid ones as U+FFFD.
 
@@ -21,4 +26,4 @@ def decode(text: str) -> str:
     """
     if any(char not in BYTE_OF for char in text):
         return text
-    return bytes(BYTE_OF[char] for char in text).decode("utf-8", errors="replace")
+    return to_bytes(text).decode("utf-8", errors="replace")

@@ -1,4 +1,4 @@
-"""Which of llama.cpp's pre-tokenizers a `pre_tokenizer` of tokenizer.json is.
+"""Which of llama.cpp's pre-tokenizers a `pre_tokenizer` of tokenizer.json is, and the other way round.
 
 llama.cpp's converter hashes the ids of one test sentence and looks in a list of hashes, so it no longer recognises a
 fine-tune that touched the vocabulary.  Here the pattern itself is compared: it is put into a canonical form, whose
@@ -36,6 +36,25 @@ _KNOWN = {
     (f"split by {CL100K}", "bytes"): "dbrx",
     (f"split by {O200K}", "bytes"): "gpt-4o",
     ("each digit alone", "GPT-2's words", "bytes"): "smollm",
+}
+
+
+def _split_into_bytes(regex: str) -> dict[str, Any]:
+    words = {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
+    to_bytes = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    return {"type": "Sequence", "pretokenizers": [words, to_bytes]}
+
+
+_DIGITS = {"type": "Digits", "individual_digits": True}
+_GPT_2 = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+_CL100K_BYTES, _O200K_BYTES = _split_into_bytes(CL100K), _split_into_bytes(O200K)
+
+# `pre_tokenizer` of a tokenizer.json by llama.cpp's name.  It splits alike for the names on one line, and with none of
+# them does it put a token in front of a text unless a key asks for it (src/llama-vocab.cpp).
+PRE_TOKENIZERS: Mapping[str, Mapping[str, Any]] = {
+    **dict.fromkeys(("dbrx", "smaug-bpe"), _CL100K_BYTES),
+    **dict.fromkeys(("gpt-4o", "llama4", "kanana2", "talkie"), _O200K_BYTES),
+    "smollm": {"type": "Sequence", "pretokenizers": [_DIGITS, _GPT_2]},
 }
 
 

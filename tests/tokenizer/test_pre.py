@@ -13,7 +13,7 @@ from tiktoken_ext import openai_public
 from tokenizers import Tokenizer, models
 
 from quantkit.errors import ConfigError, UnsupportedError
-from quantkit.tokenizer.pre import CL100K, O200K, recognise
+from quantkit.tokenizer.pre import CL100K, O200K, PRE_TOKENIZERS, recognise
 
 FILE = Path("tokenizer.json")
 
@@ -81,6 +81,21 @@ def test_gpt_4o(name: str) -> None:
 @pytest.mark.parametrize("name", SMOLLM)
 def test_smollm(name: str) -> None:
     assert recognise(SMOLLM[name], FILE) == "smollm"
+
+
+RECOGNISED = {"dbrx": DBRX, "gpt-4o": GPT_4O, "smollm": SMOLLM}
+
+
+@pytest.mark.parametrize("name", PRE_TOKENIZERS)
+def test_a_name_gives_the_pre_tokenizer_that_it_is_recognised_by(name: str) -> None:
+    same = {other for other, spec in PRE_TOKENIZERS.items() if spec == PRE_TOKENIZERS[name]}
+    assert recognise(PRE_TOKENIZERS[name], FILE) in same & RECOGNISED.keys()
+    assert name in RECOGNISED or len(same) > 1
+
+
+@pytest.mark.parametrize("name", RECOGNISED)
+def test_every_name_that_is_recognised_gives_a_pre_tokenizer(name: str) -> None:
+    assert recognise(PRE_TOKENIZERS[name], FILE) == name
 
 
 @pytest.mark.parametrize("forms", [DBRX, GPT_4O, SMOLLM], ids=["dbrx", "gpt-4o", "smollm"])
