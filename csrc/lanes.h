@@ -167,3 +167,67 @@ INLINE void store_code_runs(uint8_t *runs, int n, const lane_i *a) {
             memcpy(runs + j * n + i, &four[j], 4); /* the lowest byte first: little endian */
     }
 }
+
+/* lane_u holds unsigned numbers, which may be shifted into their highest bit. lesser and greater give b where neither
+ * is. */
+#if LANES == 1
+
+typedef uint32_t lane_u;
+
+INLINE void store_u(uint32_t *p, lane_u a) { *p = a; }
+INLINE lane_f lesser(lane_f a, lane_f b) { return a < b ? a : b; }
+INLINE lane_f greater(lane_f a, lane_f b) { return a > b ? a : b; }
+INLINE lane_i load_u8(const uint8_t *p) { return *p; }
+INLINE lane_i bit_lanes(uint32_t bits, int32_t value) { return bits & 1 ? value : 0; }
+
+#else
+
+typedef uint32_t lane_u __attribute__((vector_size(4 * LANES)));
+
+INLINE void store_u(uint32_t *p, lane_u a) { memcpy(p, &a, sizeof a); }
+
+#if LANES == 16 && defined(__AVX512F__)
+
+INLINE lane_f lesser(lane_f a, lane_f b) { return (lane_f)_mm512_min_ps((__m512)a, (__m512)b); }
+INLINE lane_f greater(lane_f a, lane_f b) { return (lane_f)_mm512_max_ps((__m512)a, (__m512)b); }
+INLINE lane_i load_u8(const uint8_t *p) { return (lane_i)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)); }
+INLINE lane_i bit_lanes(uint32_t bits, int32_t value) {
+    return (lane_i)_mm512_maskz_set1_epi32((__mmask16)bits, value);
+}
+
+#else
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+#if LANES == 8 && defined(__AVX2__)
+INLINE lane_f lesser(lane_f a, lane_f b) { return (lane_f)_mm256_min_ps((__m256)a, (__m256)b); }
+INLINE lane_f greater(lane_f a, lane_f b) { return (lane_f)_mm256_max_ps((__m256)a, (__m256)b); }
+INLINE lane_i load_u8(const uint8_t *p) { return (lane_i)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)); }
+#else
+INLINE lane_f lesser(lane_f a, lane_f b) { return pick(lt(a, b), a, b); }
+INLINE lane_f greater(lane_f a, lane_f b) { return pick(gt(a, b), a, b); }
+
+/* The LANES bytes at p, each a number 0..255. */
+INLINE lane_i load_u8(const uint8_t *p) {
+    typedef uint8_t lane_bytes __attribute__((vector_size(LANES)));
+    lane_bytes bytes;
+    memcpy(&bytes, p, sizeof bytes);
+#if LANES == 4 && defined(__SSE2__)
+    const __m128i zero = _mm_setzero_si128(), four = _mm_cvtsi32_si128((int32_t)bytes);
+    return (lane_i)_mm_unpacklo_epi16(_mm_unpacklo_epi8(four, zero), zero);
+#else
+    return __builtin_convertvector(bytes, lane_i);
+#endif
+}
+#endif
+
+/* Lane j: value where bit j of bits is set, else 0. */
+INLINE lane_i bit_lanes(uint32_t bits, int32_t value) {
+    lane_i place;
+    for (int j = 0; j < LANES; j++) place[j] = 1 << j;
+    return (lane_i)((splat_i((int32_t)bits) & place) != 0) & value;
+}
+
+#endif
+#endif

@@ -150,13 +150,13 @@ INLINE void pack_six_bits(const uint8_t *scale, const uint8_t *min, uint8_t *out
     }
 }
 
+/* Four bytes at a time, as one number. */
 INLINE void unpack_six_bits(const uint8_t *in, uint8_t *scale, uint8_t *min) {
-    for (int r = 0; r < 4; r++) {
-        scale[r] = in[r] & 63;
-        min[r] = in[r + 4] & 63;
-        scale[r + 4] = (uint8_t)((in[r + 8] & 15) | in[r] >> 6 << 4);
-        min[r + 4] = (uint8_t)(in[r + 8] >> 4 | in[r + 4] >> 6 << 4);
-    }
+    const uint32_t scales = get_u32(in), mins = get_u32(in + 4), low = get_u32(in + 8);
+    put_u32(scale, scales & 0x3f3f3f3f);
+    put_u32(scale + 4, (low & 0x0f0f0f0f) | (scales >> 2 & 0x30303030));
+    put_u32(min, mins & 0x3f3f3f3f);
+    put_u32(min + 4, (low >> 4 & 0x0f0f0f0f) | (mins >> 2 & 0x30303030));
 }
 
 INLINE void pack_head(const scale_min_chunk *s, int block, uint8_t *out) {
@@ -165,13 +165,16 @@ INLINE void pack_head(const scale_min_chunk *s, int block, uint8_t *out) {
     memcpy(out + 4, s->scales[block], SIX_BITS_BYTES);
 }
 
-/* What the head of such a block means: step[r] = d * scale[r], offset[r] = dmin * min[r]. */
-INLINE void unpack_head(const uint8_t *in, float *step, float *offset) {
+/* What the head of such a block means: step[r] = d * scale[r] and offset[8 + r] = dmin * min[r], r = 0..7. Both have 16
+ * entries, for all codes are multiplied by both. Not INLINE: what lies in memory spreads over a vector's lanes as it
+ * is loaded, what a compiler keeps in one vector it shuffles into every other. */
+static void unpack_head(const uint8_t *in, float *step, float *offset) {
     const float d = f32_from_f16(get_u16(in)), dmin = f32_from_f16(get_u16(in + 2));
-    uint8_t scale[8], min[8];
-    unpack_six_bits(in + 4, scale, min);
-    for (int r = 0; r < 8; r++) {
-        step[r] = d * (float)scale[r];
-        offset[r] = dmin * (float)min[r];
+    uint8_t codes[16];
+    unpack_six_bits(in + 4, codes, codes + 8);
+    for (int r = 0; r < 16; r += LANES) {
+        const lane_f code = to_float(load_u8(codes + r));
+        store(step + r, d * code);
+        store(offset + r, dmin * code);
     }
 }

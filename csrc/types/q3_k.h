@@ -86,18 +86,29 @@ static void encode_q3_k(const float *x, int64_t n_rows, int64_t n_columns, const
     encode_in_chunks(encode_q3_k_chunk, x, n_rows, n_columns, importance, BLOCK_256, Q3_K_BYTES, out);
 }
 
+/* s[0..15] from bytes 96..107, four bytes at a time, as one number. */
+INLINE void unpack_q3_k_scales(const uint8_t *in, uint8_t *s) {
+    const uint32_t high = get_u32(in + 8);
+    for (int p = 0; p < 4; p++) {
+        const uint32_t low = get_u32(in + p % 2 * 4) >> p / 2 * 4;
+        put_u32(s + 4 * p, (low & 0x0f0f0f0f) | (high >> 2 * p & 0x03030303) << 4);
+    }
+}
+
 static void decode_q3_k(const uint8_t *in, int64_t n_blocks, float *x) {
     for (; n_blocks > 0; n_blocks--, x += BLOCK_256, in += Q3_K_BYTES) {
         const float d = f32_from_f16(get_u16(in + 108));
-        for (int r = 0; r < 16; r++) {
-            const int low_bits = r < 8 ? in[96 + r] & 15 : in[96 + r - 8] >> 4;
-            const int scale = (low_bits | (in[104 + r % 4] >> r / 4 * 2 & 3) << 4) - 32;
-            const float step = d * (float)scale;
-            const uint8_t *low = in + 32 + r / 8 * 32 + r % 2 * 16, *high = in + r % 2 * 16;
-            const int shift = r / 2 % 4 * 2, bit = r / 2;
-            for (int i = 0; i < 16; i++) {
-                const int q = (low[i] >> shift & 3) | (high[i] >> bit & 1) << 2;
-                x[r * 16 + i] = step * (float)(q - 4);
+        uint8_t s[16];
+        float step[16];
+        unpack_q3_k_scales(in + 96, s);
+        for (int r = 0; r < 16; r += LANES) store(step + r, d * to_float(load_u8(s + r) - 32));
+        for (int h = 0; h < 2; h++) {
+            for (int i = 0; i < 32; i += LANES) {
+                const lane_i low = load_u8(in + 32 + 32 * h + i), high = load_u8(in + i) >> 4 * h << 2;
+                for (int p = 0; p < 4; p++) {
+                    const lane_i q = (low >> 2 * p & 3) | (high >> p & 4);
+                    store(x + 128 * h + 32 * p + i, step[8 * h + 2 * p + i / 16] * to_float(q - 4));
+                }
             }
         }
     }
