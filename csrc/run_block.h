@@ -35,57 +35,60 @@ INLINE lane_f fit_range(const lane_f *x, int max_code, lane_i *q, lane_f *m) {
     return d;
 }
 
-/* The weight of each value where there is importance: importance * sqrt(mean square of the row + x^2). */
-INLINE void load_weights(chunk c, const lane_f *x, lane_f *w) {
-    const lane_f offset = load(c.mean_square);
-    load_runs(c.importance, BLOCK_32, w);
-    for (int i = 0; i < BLOCK_32; i++) w[i] *= root(offset + x[i] * x[i]);
-}
-
 /* The codes and scales of LANES blocks. m stays unset where the type has none. */
 typedef struct {
     float d[LANES], m[LANES];
     uint8_t q[LANES * BLOCK_32];
 } run_chunk;
 
-/* Q4_0, Q5_0: x = d * (q - half). */
-INLINE void encode_symmetric_chunk(chunk c, int half, run_chunk *out) {
-    lane_f x[BLOCK_32];
-    lane_i q[BLOCK_32];
-    load_runs(c.x, BLOCK_32, x);
-    if (c.importance) {
-        lane_f w[BLOCK_32];
-        load_weights(c, x, w);
-        const scale_fit fit = fit_scale(x, w, BLOCK_32, half);
-        for (int i = 0; i < BLOCK_32; i++)
-            q[i] = pick_i(fit.empty, nearest(splat(0)), clamp(nearest(fit.inverse * x[i]), -half, half - 1) + half);
-        store(out->d, fit.scale);
-    } else {
-        store(out->d, fit_peak(x, half, q));
+/* The runs of a chunk, and their weights where there is importance. */
+INLINE void load_chunk(chunk c, lane_f (*x)[MAX_RUN], lane_f (*w)[MAX_RUN]) {
+    for (int g = 0; g < GROUPS; g++) {
+        const int first = g * LANES;
+        load_runs(c.x + first * BLOCK_32, BLOCK_32, x[g]);
+        if (c.importance)
+            load_weights(c.importance + first * BLOCK_32, x[g], BLOCK_32, load(c.mean_square + first), w[g]);
     }
-    store_code_runs(out->q, BLOCK_32, q);
 }
 
-/* Q4_1, Q5_1: x = d * q + m. */
+/* Q4_0, Q5_0: x = d * (q - half). out has an entry for each group of LANES blocks. */
+INLINE void encode_symmetric_chunk(chunk c, int half, run_chunk *out) {
+    lane_f x[GROUPS][MAX_RUN], w[GROUPS][MAX_RUN];
+    scale_fit fit[GROUPS];
+    load_chunk(c, x, w);
+    if (c.importance) fit_scale(x, w, GROUPS, BLOCK_32, half, fit);
+    for (int g = 0; g < GROUPS; g++) {
+        lane_i q[BLOCK_32];
+        if (c.importance) {
+            for (int i = 0; i < BLOCK_32; i++) q[i] = own_code(x[g][i], fit[g], half);
+            store(out[g].d, fit[g].scale);
+        } else {
+            store(out[g].d, fit_peak(x[g], half, q));
+        }
+        store_code_runs(out[g].q, BLOCK_32, q);
+    }
+}
+
+/* Q4_1, Q5_1: x = d * q + m. Likewise. */
 INLINE void encode_range_chunk(chunk c, int max_code, run_chunk *out) {
     static const scale_min_search search = {.first = -0.9f, .step = 0.05f, .last = 36, .guarded = true};
-    lane_f x[BLOCK_32], m;
-    lane_i q[BLOCK_32];
-    load_runs(c.x, BLOCK_32, x);
-    if (c.importance) {
-        lane_f w[BLOCK_32];
-        load_weights(c, x, w);
-        const scale_min_fit fit = fit_scale_min(x, w, BLOCK_32, max_code, search);
-        for (int i = 0; i < BLOCK_32; i++)
-            q[i] = pick_i(fit.guarded, code_of(x[i], fit.inverse, fit.origin, max_code, true),
-                          code_of(x[i], fit.inverse, fit.origin, max_code, false));
-        store(out->d, fit.scale);
-        m = -fit.minimum;
-    } else {
-        store(out->d, fit_range(x, max_code, q, &m));
+    lane_f x[GROUPS][MAX_RUN], w[GROUPS][MAX_RUN];
+    scale_min_fit fit[GROUPS];
+    load_chunk(c, x, w);
+    if (c.importance) fit_scale_min(x, w, GROUPS, BLOCK_32, max_code, search, fit);
+    for (int g = 0; g < GROUPS; g++) {
+        lane_i q[BLOCK_32];
+        lane_f m;
+        if (c.importance) {
+            for (int i = 0; i < BLOCK_32; i++) q[i] = own_scale_min_code(x[g][i], fit[g], max_code);
+            store(out[g].d, fit[g].scale);
+            m = -fit[g].minimum;
+        } else {
+            store(out[g].d, fit_range(x[g], max_code, q, &m));
+        }
+        store(out[g].m, m);
+        store_code_runs(out[g].q, BLOCK_32, q);
     }
-    store(out->m, m);
-    store_code_runs(out->q, BLOCK_32, q);
 }
 
 INLINE void pack_low(const uint8_t *q, uint8_t *out) {
