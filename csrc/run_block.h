@@ -32,8 +32,8 @@ INLINE lane_f fit_peak(const lane_f *x, int half, lane_i *q) {
 INLINE lane_f fit_range(const lane_f *x, int max_code, lane_i *q, lane_f *m) {
     lane_f low = x[0], high = x[0];
     for (int i = 1; i < BLOCK_32; i++) {
-        low = lesser(x[i], low);
-        high = greater(x[i], high);
+        low = smaller(x[i], low);
+        high = larger(x[i], high);
     }
     const lane_f d = (high - low) / (float)max_code;
     const lane_f inverse = pick(eq(d, splat(0)), d, 1.0f / d);
@@ -44,13 +44,6 @@ INLINE lane_f fit_range(const lane_f *x, int max_code, lane_i *q, lane_f *m) {
     }
     *m = low;
     return d;
-}
-
-/* The weight of each value where there is importance: importance * sqrt(mean square of the row + x^2). */
-INLINE void load_weights(chunk c, const lane_f *x, lane_f *w) {
-    const lane_f offset = load(c.mean_square);
-    load_runs(c.importance, BLOCK_32, w);
-    for (int i = 0; i < BLOCK_32; i++) w[i] *= root(offset + x[i] * x[i]);
 }
 
 /* The fields of LANES blocks, low as four numbers of four bytes. m stays unset where the type has none. */
@@ -84,42 +77,52 @@ INLINE void put_low(const run_chunk *s, int block, uint8_t *out) {
     for (int word = 0; word < 4; word++) put_u32(out + 4 * word, s->low[word][block]);
 }
 
-/* Q4_0, Q5_0: x = d * (q - half). */
-INLINE void encode_symmetric_chunk(chunk c, int half, run_chunk *out) {
-    lane_f x[BLOCK_32];
-    lane_i q[BLOCK_32];
-    load_runs(c.x, BLOCK_32, x);
-    if (c.importance) {
-        lane_f w[BLOCK_32];
-        load_weights(c, x, w);
-        const scale_fit fit = fit_scale(x, w, BLOCK_32, half);
-        for (int i = 0; i < BLOCK_32; i++)
-            q[i] = pick_i(fit.empty, nearest(splat(0)), clamp(nearest(fit.inverse * x[i]), -half, half - 1) + half);
-        pack_f16(fit.scale, out->d);
-    } else {
-        pack_f16(fit_peak(x, half, q), out->d);
+/* The runs of a chunk, and their weights where there is importance. */
+INLINE void load_chunk(chunk c, lane_f (*x)[MAX_RUN], lane_f (*w)[MAX_RUN]) {
+    for (int g = 0; g < GROUPS; g++) {
+        const int first = g * LANES;
+        load_runs(c.x + first * BLOCK_32, BLOCK_32, x[g]);
+        if (c.importance)
+            load_weights(c.importance + first * BLOCK_32, x[g], BLOCK_32, load(c.mean_square + first), w[g]);
     }
-    pack_codes(q, out);
 }
 
-/* Q4_1, Q5_1: x = d * q + m. */
+/* Q4_0, Q5_0: x = d * (q - half). out has an entry for each group of LANES blocks. */
+INLINE void encode_symmetric_chunk(chunk c, int half, run_chunk *out) {
+    lane_f x[GROUPS][MAX_RUN], w[GROUPS][MAX_RUN];
+    scale_fit fit[GROUPS];
+    load_chunk(c, x, w);
+    if (c.importance) fit_scale(x, w, GROUPS, BLOCK_32, half, fit);
+    for (int g = 0; g < GROUPS; g++) {
+        lane_i q[BLOCK_32];
+        if (c.importance) {
+            for (int i = 0; i < BLOCK_32; i++) q[i] = own_code(x[g][i], fit[g], half);
+            pack_f16(fit[g].scale, out[g].d);
+        } else {
+            pack_f16(fit_peak(x[g], half, q), out[g].d);
+        }
+        pack_codes(q, &out[g]);
+    }
+}
+
+/* Q4_1, Q5_1: x = d * q + m. Likewise. */
 INLINE void encode_range_chunk(chunk c, int max_code, run_chunk *out) {
     static const scale_min_search search = {.first = -0.9f, .step = 0.05f, .last = 36, .guarded = true};
-    lane_f x[BLOCK_32], m;
-    lane_i q[BLOCK_32];
-    load_runs(c.x, BLOCK_32, x);
-    if (c.importance) {
-        lane_f w[BLOCK_32];
-        load_weights(c, x, w);
-        const scale_min_fit fit = fit_scale_min(x, w, BLOCK_32, max_code, search);
-        for (int i = 0; i < BLOCK_32; i++)
-            q[i] = pick_i(fit.guarded, code_of(x[i], fit.inverse, fit.origin, max_code, true),
-                          code_of(x[i], fit.inverse, fit.origin, max_code, false));
-        pack_f16(fit.scale, out->d);
-        m = -fit.minimum;
-    } else {
-        pack_f16(fit_range(x, max_code, q, &m), out->d);
+    lane_f x[GROUPS][MAX_RUN], w[GROUPS][MAX_RUN];
+    scale_min_fit fit[GROUPS];
+    load_chunk(c, x, w);
+    if (c.importance) fit_scale_min(x, w, GROUPS, BLOCK_32, max_code, search, fit);
+    for (int g = 0; g < GROUPS; g++) {
+        lane_i q[BLOCK_32];
+        lane_f m;
+        if (c.importance) {
+            for (int i = 0; i < BLOCK_32; i++) q[i] = own_scale_min_code(x[g][i], fit[g], max_code);
+            pack_f16(fit[g].scale, out[g].d);
+            m = -fit[g].minimum;
+        } else {
+            pack_f16(fit_range(x[g], max_code, q, &m), out[g].d);
+        }
+        pack_f16(m, out[g].m);
+        pack_codes(q, &out[g]);
     }
-    pack_f16(m, out->m);
-    pack_codes(q, out);
 }

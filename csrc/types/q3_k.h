@@ -28,12 +28,15 @@ INLINE void pack_q3_k(const uint8_t *q, const int8_t *scale, uint16_t d, uint8_t
 /* Without importance: each run by descent, the block's scales by their peak. ggml leaves s at 0 in a block of zeros. */
 INLINE void fit_q3_k_plain(chunk c, scale_chunk *s) {
     float scale[LANES * 16];
-    for (int pass = 0; pass < 16; pass++) {
-        lane_f x[16];
-        lane_i code[16];
-        load_runs(c.x + pass * LANES * 16, 16, x);
-        store(scale + pass * LANES, descend_scale(x, 16, Q3_K_HALF, code));
-        store_code_runs(s->q + pass * LANES * 16, 16, code);
+    for (int pass = 0; pass < 16; pass += GROUPS) {
+        lane_f x[GROUPS][MAX_RUN], fitted[GROUPS];
+        lane_i code[GROUPS][MAX_RUN];
+        for (int g = 0; g < GROUPS; g++) load_runs(c.x + (pass + g) * LANES * 16, 16, x[g]);
+        descend_scale(x, GROUPS, 16, Q3_K_HALF, code, fitted);
+        for (int g = 0; g < GROUPS; g++) {
+            store(scale + (pass + g) * LANES, fitted[g]);
+            store_code_runs(s->q + (pass + g) * LANES * 16, 16, code[g]);
+        }
     }
     for (int b = 0; b < LANES; b++) s->d[b] = peak_codes(scale + 16 * b, 32, 0, -32, s->scale + 16 * b);
 }
@@ -42,25 +45,23 @@ INLINE void fit_q3_k_plain(chunk c, scale_chunk *s) {
 INLINE void fit_q3_k_weighted(chunk c, scale_fit *fit, scale_chunk *s) {
     float scale[LANES * 16], sum_w[LANES * 16], energy[LANES];
     store(energy, 2.0f * sum_of_squares(c.x, BLOCK_256) / (float)BLOCK_256);
-    for (int pass = 0; pass < 16; pass++) {
-        lane_f x[16], w[16], sum = splat(0);
-        const lane_f offset = spread(energy, pass, 16);
-        load_runs(c.x + pass * LANES * 16, 16, x);
-        load_runs(c.importance + pass * LANES * 16, 16, w);
-        for (int i = 0; i < 16; i++) {
-            w[i] *= root(offset + x[i] * x[i]);
-            sum += w[i];
+    for (int pass = 0; pass < 16; pass += GROUPS) {
+        lane_f x[GROUPS][MAX_RUN], w[GROUPS][MAX_RUN];
+        for (int g = 0; g < GROUPS; g++) {
+            const int first = (pass + g) * LANES;
+            load_runs(c.x + first * 16, 16, x[g]);
+            store(sum_w + first, load_weights(c.importance + first * 16, x[g], 16, spread(energy, pass + g, 16), w[g]));
         }
-        fit[pass] = fit_scale(x, w, 16, Q3_K_HALF);
-        store(scale + pass * LANES, fit[pass].scale);
-        store(sum_w + pass * LANES, sum);
+        fit_scale(x, w, GROUPS, 16, Q3_K_HALF, fit + pass);
+        for (int g = 0; g < GROUPS; g++) store(scale + (pass + g) * LANES, fit[pass + g].scale);
     }
-    lane_f values[16], weights[16];
+    lane_f values[MAX_RUN], weights[MAX_RUN];
     for (int r = 0; r < 16; r++) {
         values[r] = gather(scale, r, 16);
         weights[r] = gather(sum_w, r, 16);
     }
-    const scale_fit of_scales = fit_scale(values, weights, 16, 32);
+    scale_fit of_scales;
+    fit_scale(&values, &weights, 1, 16, 32, &of_scales);
     float unit[LANES];
     store(unit, of_scales.scale);
     for (int b = 0; b < LANES; b++) s->d[b] = f16_from_f32(unit[b]);

@@ -5,13 +5,17 @@
  */
 enum { Q4_0_BYTES = 18 };
 
-static void encode_q4_0_chunk(chunk c, uint8_t *out) {
-    run_chunk s;
-    encode_symmetric_chunk(c, 8, &s);
+static void pack_q4_0(const run_chunk *s, uint8_t *out) {
     for (int b = 0; b < LANES; b++, out += Q4_0_BYTES) {
-        put_u16(out, s.d[b]);
-        put_low(&s, b, out + 2);
+        put_u16(out, s->d[b]);
+        put_low(s, b, out + 2);
     }
+}
+
+static void encode_q4_0_chunk(chunk c, uint8_t *out) {
+    run_chunk s[GROUPS];
+    encode_symmetric_chunk(c, 8, s);
+    for (int g = 0; g < GROUPS; g++) pack_q4_0(&s[g], out + g * LANES * Q4_0_BYTES);
 }
 
 static void encode_q4_0(const float *x, int64_t n_rows, int64_t n_columns, const float *importance, uint8_t *out) {

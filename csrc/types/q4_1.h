@@ -6,14 +6,18 @@
  */
 enum { Q4_1_BYTES = 20 };
 
-static void encode_q4_1_chunk(chunk c, uint8_t *out) {
-    run_chunk s;
-    encode_range_chunk(c, 15, &s);
+static void pack_q4_1(const run_chunk *s, uint8_t *out) {
     for (int b = 0; b < LANES; b++, out += Q4_1_BYTES) {
-        put_u16(out, s.d[b]);
-        put_u16(out + 2, s.m[b]);
-        put_low(&s, b, out + 4);
+        put_u16(out, s->d[b]);
+        put_u16(out + 2, s->m[b]);
+        put_low(s, b, out + 4);
     }
+}
+
+static void encode_q4_1_chunk(chunk c, uint8_t *out) {
+    run_chunk s[GROUPS];
+    encode_range_chunk(c, 15, s);
+    for (int g = 0; g < GROUPS; g++) pack_q4_1(&s[g], out + g * LANES * Q4_1_BYTES);
 }
 
 static void encode_q4_1(const float *x, int64_t n_rows, int64_t n_columns, const float *importance, uint8_t *out) {

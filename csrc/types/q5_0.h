@@ -6,14 +6,18 @@
  */
 enum { Q5_0_BYTES = 22 };
 
-static void encode_q5_0_chunk(chunk c, uint8_t *out) {
-    run_chunk s;
-    encode_symmetric_chunk(c, 16, &s);
+static void pack_q5_0(const run_chunk *s, uint8_t *out) {
     for (int b = 0; b < LANES; b++, out += Q5_0_BYTES) {
-        put_u16(out, s.d[b]);
-        put_u32(out + 2, s.high[b]);
-        put_low(&s, b, out + 6);
+        put_u16(out, s->d[b]);
+        put_u32(out + 2, s->high[b]);
+        put_low(s, b, out + 6);
     }
+}
+
+static void encode_q5_0_chunk(chunk c, uint8_t *out) {
+    run_chunk s[GROUPS];
+    encode_symmetric_chunk(c, 16, s);
+    for (int g = 0; g < GROUPS; g++) pack_q5_0(&s[g], out + g * LANES * Q5_0_BYTES);
 }
 
 static void encode_q5_0(const float *x, int64_t n_rows, int64_t n_columns, const float *importance, uint8_t *out) {

@@ -23,15 +23,18 @@ static void encode_q6_k_chunk(chunk c, uint8_t *out) {
     scale_chunk s;
     scale_fit fit[16];
     float scale[LANES * 16];
-    for (int pass = 0; pass < 16; pass++) {
-        lane_f x[16], w[16];
-        load_runs(c.x + pass * LANES * 16, 16, x);
-        if (c.importance)
-            load_runs(c.importance + pass * LANES * 16, 16, w);
-        else
-            for (int i = 0; i < 16; i++) w[i] = x[i] * x[i];
-        fit[pass] = fit_scale(x, w, 16, Q6_K_HALF);
-        store(scale + pass * LANES, fit[pass].scale);
+    for (int pass = 0; pass < 16; pass += GROUPS) {
+        lane_f x[GROUPS][MAX_RUN], w[GROUPS][MAX_RUN];
+        for (int g = 0; g < GROUPS; g++) {
+            const int first = (pass + g) * LANES * 16;
+            load_runs(c.x + first, 16, x[g]);
+            if (c.importance)
+                load_runs(c.importance + first, 16, w[g]);
+            else
+                for (int i = 0; i < 16; i++) w[g][i] = x[g][i] * x[g][i];
+        }
+        fit_scale(x, w, GROUPS, 16, Q6_K_HALF, fit + pass);
+        for (int g = 0; g < GROUPS; g++) store(scale + (pass + g) * LANES, fit[pass + g].scale);
     }
     for (int b = 0; b < LANES; b++) s.d[b] = peak_codes(scale + 16 * b, 128, RUN_EPSILON, 0, s.scale + 16 * b);
     code_against_scales(c, Q6_K_HALF, fit, &s);
