@@ -1,5 +1,6 @@
 /* dispatch.c: choose a table of kernels once, check every call, and keep the floating-point mode. */
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <string.h>
 
@@ -12,23 +13,40 @@
 typedef struct {
     const char *name;
     const qk_kernel *kernels;
+    qk_find_unfit *find_unfit;
 } instruction_set;
+
+#define ENTRY(isa) ((instruction_set){#isa, qk_kernels_##isa, qk_find_unfit_##isa})
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(QK_NO_VECTOR_EXTENSIONS)
+#include <cpuid.h>
+
+/* __builtin_cpu_supports does not know it in Clang 14. Asked once: a virtual machine may take long to answer. */
+static bool has_f16c(void) {
+    static _Atomic(int) answer = -1;
+    if (atomic_load(&answer) < 0) {
+        unsigned a, b, c = 0, d;
+        atomic_store(&answer, __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C) != 0);
+    }
+    return atomic_load(&answer);
+}
+#endif
 
 /* What this build has and this processor can run, slowest first. */
 static int available(instruction_set list[static 4]) {
     int n = 0;
-    list[n++] = (instruction_set){"scalar", qk_kernels_scalar};
+    list[n++] = ENTRY(scalar);
 #if defined(__GNUC__) && !defined(QK_NO_VECTOR_EXTENSIONS) /* the test of other compilers' builds defines it */
 #if defined(__aarch64__)
-    list[n++] = (instruction_set){"neon", qk_kernels_neon};
+    list[n++] = ENTRY(neon);
 #else
-    list[n++] = (instruction_set){"baseline", qk_kernels_baseline};
+    list[n++] = ENTRY(baseline);
 #endif
 #if defined(__x86_64__)
-    if (__builtin_cpu_supports("avx2")) list[n++] = (instruction_set){"avx2", qk_kernels_avx2};
+    if (__builtin_cpu_supports("avx2") && has_f16c()) list[n++] = ENTRY(avx2);
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl"))
-        list[n++] = (instruction_set){"avx512", qk_kernels_avx512};
+        __builtin_cpu_supports("avx512vl") && has_f16c())
+        list[n++] = ENTRY(avx512);
 #endif
 #endif
     return n;
@@ -112,49 +130,30 @@ static float_mode enter_float_mode(void) {
 static void leave_float_mode(float_mode before) { fesetround(before); }
 #endif
 
-/* The index of the first value that is NaN or beyond limit in magnitude, or n. Magnitudes compare like their bits, and
- * NaN lies above every number; a whole stretch is looked at before its place is sought, so that the search is rare. */
-static int64_t find_unfit(const float *x, int64_t n, float limit) {
-    enum { STRETCH = 1024 };
-    uint32_t limit_bits;
-    memcpy(&limit_bits, &limit, sizeof limit_bits);
-    for (int64_t start = 0; start < n; start += STRETCH) {
-        const int64_t stop = n - start < STRETCH ? n : start + STRETCH;
-        uint32_t largest = 0;
-        for (int64_t i = start; i < stop; i++) {
-            uint32_t bits;
-            memcpy(&bits, &x[i], sizeof bits);
-            bits &= 0x7fffffff;
-            largest = bits > largest ? bits : largest;
-        }
-        if (largest <= limit_bits) continue;
-        for (int64_t i = start; i < stop; i++) {
-            uint32_t bits;
-            memcpy(&bits, &x[i], sizeof bits);
-            if ((bits & 0x7fffffff) > limit_bits) return i;
-        }
-    }
-    return n;
-}
+/* Without importance rows do not matter, and so many values are packed at a time: whole chunks of every type. */
+enum { PIECE = 8192 };
 
 qk_status qk_encode(qk_type type, const float *rows, int64_t n_rows, int64_t n_columns, const float *importance,
                     float limit, uint8_t *blocks, int64_t *unfit) {
     const qk_kernel *kernel = find(type);
     if (kernel == NULL) return QK_UNKNOWN_TYPE;
-    const int64_t row_bytes = qk_row_bytes(type, n_columns);
-    if (row_bytes < 0 || n_rows < 0) return QK_BAD_SHAPE;
+    if (qk_row_bytes(type, n_columns) < 0 || n_rows < 0) return QK_BAD_SHAPE;
+    const int64_t n = n_rows * n_columns, step = importance == NULL ? PIECE : QK_MAX_ROWS * n_columns;
+    qk_find_unfit *find_unfit = in_use().find_unfit;
     qk_status status = QK_OK;
     const float_mode mode = enter_float_mode();
-    for (int64_t row = 0; row < n_rows; row += QK_MAX_ROWS) { /* few rows: what the check reads stays in the cache */
-        const int64_t n = n_rows - row < QK_MAX_ROWS ? n_rows - row : QK_MAX_ROWS;
-        const float *x = rows + row * n_columns;
-        const int64_t at = find_unfit(x, n * n_columns, limit);
-        if (at < n * n_columns) {
-            *unfit = row * n_columns + at;
+    for (int64_t start = 0; start < n; start += step) { /* few values: what the check reads stays in the cache */
+        const int64_t size = n - start < step ? n - start : step, at = find_unfit(rows + start, size, limit);
+        if (at < size) {
+            *unfit = start + at;
             status = QK_UNFIT;
             break;
         }
-        kernel->encode(x, n, n_columns, importance, blocks + row * row_bytes);
+        uint8_t *out = blocks + start / kernel->block_weights * kernel->block_bytes;
+        if (importance == NULL)
+            kernel->encode(rows + start, 1, size, NULL, out);
+        else
+            kernel->encode(rows + start, size / n_columns, n_columns, importance, out);
     }
     leave_float_mode(mode);
     return status;

@@ -23,10 +23,15 @@ typedef struct {
 
 enum { QK_N_KERNELS = 13, QK_MAX_ROWS = 16 };
 
+typedef int64_t qk_find_unfit(const float *x, int64_t n, float limit); /* see unfit.h */
+
 extern const qk_kernel qk_kernels_scalar[QK_N_KERNELS];
 extern const qk_kernel qk_kernels_baseline[QK_N_KERNELS];
 extern const qk_kernel qk_kernels_avx2[QK_N_KERNELS];
 extern const qk_kernel qk_kernels_avx512[QK_N_KERNELS];
 extern const qk_kernel qk_kernels_neon[QK_N_KERNELS];
+
+extern qk_find_unfit qk_find_unfit_scalar, qk_find_unfit_baseline, qk_find_unfit_avx2, qk_find_unfit_avx512,
+    qk_find_unfit_neon;
 
 #endif

@@ -16,6 +16,7 @@
 #define ROUNDING_MAGIC 12582912.0f
 #define MANTISSA_MASK 0x007fffff
 #define MANTISSA_HALF 0x00400000
+#define EXPONENT_OF_2_23 0x4b000000
 
 INLINE int32_t nearest_int(float x) {
     float shifted = x + ROUNDING_MAGIC;
@@ -28,12 +29,18 @@ INLINE int32_t nearest_int(float x) {
 
 typedef float lane_f;
 typedef int32_t lane_i;
+typedef uint32_t lane_u;
 typedef bool lane_mask;
 
 INLINE lane_f splat(float x) { return x; }
 INLINE lane_f load(const float *p) { return *p; }
 INLINE void store(float *p, lane_f a) { *p = a; }
 INLINE void store_i(int32_t *p, lane_i a) { *p = a; }
+INLINE void store_u(uint32_t *p, lane_u a) { *p = a; }
+/* The LANES bytes at p, each a number 0..255. */
+INLINE lane_i load_u8(const uint8_t *p) { return *p; }
+/* Lane j: value where bit j of bits is set, else 0. */
+INLINE lane_i bit_lanes(uint32_t bits, int32_t value) { return bits & 1 ? value : 0; }
 INLINE lane_mask lt(lane_f a, lane_f b) { return a < b; }
 INLINE lane_mask gt(lane_f a, lane_f b) { return a > b; }
 INLINE lane_mask eq(lane_f a, lane_f b) { return a == b; }
@@ -41,12 +48,17 @@ INLINE lane_mask not_eq (lane_f a, lane_f b) { return a != b; }
 INLINE lane_mask both(lane_mask a, lane_mask b) { return a && b; }
 INLINE lane_mask either(lane_mask a, lane_mask b) { return a || b; }
 INLINE bool any(lane_mask m) { return m; }
+INLINE bool all(lane_mask m) { return m; }
 INLINE lane_f pick(lane_mask m, lane_f a, lane_f b) { return m ? a : b; }
 INLINE lane_i pick_i(lane_mask m, lane_i a, lane_i b) { return m ? a : b; }
 INLINE lane_f absolute(lane_f a) { return fabsf(a); }
+/* b where either is NaN or both are zeros, as the x86 instructions have it. */
+INLINE lane_f smaller(lane_f a, lane_f b) { return a < b ? a : b; }
+INLINE lane_f larger(lane_f a, lane_f b) { return a > b ? a : b; }
 INLINE lane_f root(lane_f a) { return sqrtf(a); }
 INLINE lane_i nearest(lane_f a) { return nearest_int(a); }
 INLINE lane_f to_float(lane_i a) { return (float)a; }
+INLINE lane_f nearest_float(lane_f a) { return to_float(nearest(a)); }
 INLINE lane_i truncated(lane_f a) { return (lane_i)a; }
 INLINE lane_i at_most(lane_i a, int high) { return a > high ? high : a; }
 INLINE lane_i clamp(lane_i a, int low, int high) { return a < low ? low : at_most(a, high); }
@@ -56,6 +68,7 @@ INLINE void transpose(lane_f *a) { (void)a; }
 
 typedef float lane_f __attribute__((vector_size(4 * LANES)));
 typedef int32_t lane_i __attribute__((vector_size(4 * LANES)));
+typedef uint32_t lane_u __attribute__((vector_size(4 * LANES))); /* may be shifted into its highest bit */
 
 INLINE lane_f splat(float x) { return (lane_f){0} + x; }
 INLINE lane_i splat_i(int32_t x) { return (lane_i){0} + x; }
@@ -66,13 +79,23 @@ INLINE lane_f load(const float *p) {
 }
 INLINE void store(float *p, lane_f a) { memcpy(p, &a, sizeof a); }
 INLINE void store_i(int32_t *p, lane_i a) { memcpy(p, &a, sizeof a); }
+INLINE void store_u(uint32_t *p, lane_u a) { memcpy(p, &a, sizeof a); }
 INLINE lane_f to_float(lane_i a) { return __builtin_convertvector(a, lane_f); }
 INLINE lane_i truncated(lane_f a) { return __builtin_convertvector(a, lane_i); }
 INLINE lane_f absolute(lane_f a) { return (lane_f)((lane_i)a & 0x7fffffff); }
 INLINE lane_i nearest(lane_f a) { return ((lane_i)(a + ROUNDING_MAGIC) & MANTISSA_MASK) - MANTISSA_HALF; }
+/* to_float(nearest(a)), by giving the low 23 bits the exponent of 2^23. */
+INLINE lane_f nearest_float(lane_f a) {
+    return (lane_f)(((lane_i)(a + ROUNDING_MAGIC) & MANTISSA_MASK) | EXPONENT_OF_2_23) - ROUNDING_MAGIC;
+}
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
 
 #if LANES == 16 && defined(__AVX512F__)
-#include <immintrin.h>
 typedef __mmask16 lane_mask;
 
 /* Comparisons are false where either side is NaN, but for not_eq. */
@@ -83,14 +106,21 @@ INLINE lane_mask not_eq (lane_f a, lane_f b) { return _mm512_cmp_ps_mask((__m512
 INLINE lane_mask both(lane_mask a, lane_mask b) { return a & b; }
 INLINE lane_mask either(lane_mask a, lane_mask b) { return a | b; }
 INLINE bool any(lane_mask m) { return m != 0; }
+INLINE bool all(lane_mask m) { return m == 0xffff; }
 INLINE lane_f pick(lane_mask m, lane_f a, lane_f b) { return (lane_f)_mm512_mask_blend_ps(m, (__m512)b, (__m512)a); }
 INLINE lane_i pick_i(lane_mask m, lane_i a, lane_i b) {
     return (lane_i)_mm512_mask_blend_epi32(m, (__m512i)b, (__m512i)a);
 }
+INLINE lane_f smaller(lane_f a, lane_f b) { return (lane_f)_mm512_min_ps((__m512)a, (__m512)b); }
+INLINE lane_f larger(lane_f a, lane_f b) { return (lane_f)_mm512_max_ps((__m512)a, (__m512)b); }
 INLINE lane_f root(lane_f a) { return (lane_f)_mm512_sqrt_ps((__m512)a); }
 INLINE lane_i at_most(lane_i a, int high) { return (lane_i)_mm512_min_epi32((__m512i)a, _mm512_set1_epi32(high)); }
 INLINE lane_i clamp(lane_i a, int low, int high) {
     return (lane_i)_mm512_max_epi32((__m512i)at_most(a, high), _mm512_set1_epi32(low));
+}
+INLINE lane_i load_u8(const uint8_t *p) { return (lane_i)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)); }
+INLINE lane_i bit_lanes(uint32_t bits, int32_t value) {
+    return (lane_i)_mm512_maskz_set1_epi32((__mmask16)bits, value);
 }
 
 #else
@@ -102,21 +132,71 @@ INLINE lane_mask eq(lane_f a, lane_f b) { return a == b; }
 INLINE lane_mask not_eq (lane_f a, lane_f b) { return a != b; }
 INLINE lane_mask both(lane_mask a, lane_mask b) { return a & b; }
 INLINE lane_mask either(lane_mask a, lane_mask b) { return a | b; }
+INLINE lane_i bit_lanes(uint32_t bits, int32_t value) {
+    lane_i place;
+    for (int j = 0; j < LANES; j++) place[j] = 1 << j;
+    return (lane_i)((splat_i((int32_t)bits) & place) != 0) & value;
+}
+
+#if LANES == 8 && defined(__AVX2__)
+INLINE bool any(lane_mask m) { return _mm256_movemask_ps((__m256)m) != 0; }
+INLINE bool all(lane_mask m) { return _mm256_movemask_ps((__m256)m) == 0xff; }
+INLINE lane_f pick(lane_mask m, lane_f a, lane_f b) {
+    return (lane_f)_mm256_blendv_ps((__m256)b, (__m256)a, (__m256)m);
+}
+INLINE lane_i pick_i(lane_mask m, lane_i a, lane_i b) { return (lane_i)pick(m, (lane_f)a, (lane_f)b); }
+INLINE lane_f smaller(lane_f a, lane_f b) { return (lane_f)_mm256_min_ps((__m256)a, (__m256)b); }
+INLINE lane_f larger(lane_f a, lane_f b) { return (lane_f)_mm256_max_ps((__m256)a, (__m256)b); }
+INLINE lane_f root(lane_f a) { return (lane_f)_mm256_sqrt_ps((__m256)a); }
+INLINE lane_i at_most(lane_i a, int high) { return (lane_i)_mm256_min_epi32((__m256i)a, _mm256_set1_epi32(high)); }
+INLINE lane_i clamp(lane_i a, int low, int high) {
+    return (lane_i)_mm256_max_epi32((__m256i)at_most(a, high), _mm256_set1_epi32(low));
+}
+INLINE lane_i load_u8(const uint8_t *p) { return (lane_i)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)); }
+
+#else
 INLINE bool any(lane_mask m) {
     static const lane_mask none;
     return memcmp(&m, &none, sizeof m) != 0;
 }
+INLINE bool all(lane_mask m) { return !any(~m); }
 INLINE lane_i pick_i(lane_mask m, lane_i a, lane_i b) { return (a & m) | (b & ~m); }
 INLINE lane_f pick(lane_mask m, lane_f a, lane_f b) { return (lane_f)pick_i(m, (lane_i)a, (lane_i)b); }
-INLINE lane_f root(lane_f a) {
-    for (int i = 0; i < LANES; i++) a[i] = sqrtf(a[i]);
-    return a;
-}
 INLINE lane_i at_most(lane_i a, int high) { return pick_i(a > high, splat_i(high), a); }
 INLINE lane_i clamp(lane_i a, int low, int high) {
     a = at_most(a, high);
     return pick_i(a < low, splat_i(low), a);
 }
+
+#if LANES == 4 && defined(__SSE2__)
+INLINE lane_f smaller(lane_f a, lane_f b) { return (lane_f)_mm_min_ps((__m128)a, (__m128)b); }
+INLINE lane_f larger(lane_f a, lane_f b) { return (lane_f)_mm_max_ps((__m128)a, (__m128)b); }
+INLINE lane_f root(lane_f a) { return (lane_f)_mm_sqrt_ps((__m128)a); }
+INLINE lane_i load_u8(const uint8_t *p) {
+    int32_t four;
+    memcpy(&four, p, sizeof four);
+    const __m128i zero = _mm_setzero_si128();
+    return (lane_i)_mm_unpacklo_epi16(_mm_unpacklo_epi8(_mm_cvtsi32_si128(four), zero), zero);
+}
+#else
+INLINE lane_f smaller(lane_f a, lane_f b) { return pick(lt(a, b), a, b); }
+INLINE lane_f larger(lane_f a, lane_f b) { return pick(gt(a, b), a, b); }
+INLINE lane_i load_u8(const uint8_t *p) {
+    typedef uint8_t lane_bytes __attribute__((vector_size(LANES)));
+    lane_bytes bytes;
+    memcpy(&bytes, p, sizeof bytes);
+    return __builtin_convertvector(bytes, lane_i);
+}
+#if LANES == 4 && defined(__aarch64__)
+INLINE lane_f root(lane_f a) { return (lane_f)vsqrtq_f32((float32x4_t)a); }
+#else
+INLINE lane_f root(lane_f a) {
+    for (int i = 0; i < LANES; i++) a[i] = sqrtf(a[i]);
+    return a;
+}
+#endif
+#endif
+#endif
 #endif
 
 /* Zipping the first half of the registers with the second, log2(LANES) times, transposes a square of them. */
@@ -149,6 +229,31 @@ INLINE void transpose(lane_f *a) {
 }
 
 #endif
+
+/* a < low ? low : a > high ? high : a, low <= 0 <= high; not for NaN, and -0 may stand for 0. On x86 a clamp of floats
+ * competes with additions for the same execution units, and one of integers does not: positive floats compare as their
+ * bits do, negative ones in reverse, and as unsigned numbers above all positive ones. */
+INLINE lane_f within(lane_f a, int low, int high) {
+    const lane_f least = -splat((float)-low), most = splat((float)high);
+#if LANES == 16 && defined(__AVX512F__)
+    return (lane_f)_mm512_min_epu32(_mm512_min_epi32((__m512i)a, (__m512i)most), (__m512i)least);
+#elif LANES == 8 && defined(__AVX2__)
+    return (lane_f)_mm256_min_epu32(_mm256_min_epi32((__m256i)a, (__m256i)most), (__m256i)least);
+#else
+    return smaller(larger(a, least), most);
+#endif
+}
+
+/* to_float(nearest(a)) for |a| <= 4194303 alone; -0 may stand for 0. */
+INLINE lane_f nearest_moderate(lane_f a) {
+#if LANES == 16 && defined(__AVX512F__)
+    return (lane_f)_mm512_roundscale_ps((__m512)a, _MM_FROUND_TO_NEAREST_INT);
+#elif LANES == 8 && defined(__AVX2__)
+    return (lane_f)_mm256_round_ps((__m256)a, _MM_FROUND_TO_NEAREST_INT);
+#else
+    return (a + ROUNDING_MAGIC) - ROUNDING_MAGIC;
+#endif
+}
 
 /* One lane a run of n consecutive floats, n a multiple of 16: a[i] lane j = runs[j * n + i]. */
 INLINE void load_runs(const float *runs, int n, lane_f *a) {

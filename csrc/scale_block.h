@@ -27,11 +27,6 @@ static uint16_t peak_codes(const float *values, int limit, float least, int8_t a
     return f16_from_f32(1.0f / inverse); /* not peak / -limit: that rounds otherwise once in 100,000 blocks */
 }
 
-/* The codes of a fit_scale search, 0..2 half - 1. */
-INLINE lane_i own_code(lane_f x, scale_fit fit, int half) {
-    return pick_i(fit.empty, nearest(splat(0)), clamp(nearest(fit.inverse * x), -half, half - 1) + half);
-}
-
 /* Code every run against its packed scale. Where that is 0 the search's own codes stand: those of fit[pass], or where
  * fit is NULL those that are in out->q already. */
 INLINE void code_against_scales(chunk c, int half, const scale_fit *fit, scale_chunk *out) {

@@ -24,6 +24,12 @@ typedef struct {
     uint8_t q[LANES * BLOCK_256];
 } scale_min_chunk;
 
+/* What the first stage leaves: the fit of every pass, and for each block and run, scale, minimum and summed weight. */
+typedef struct {
+    scale_min_fit fit[MAX_RUNS]; /* LANES blocks of `runs` runs are `runs` passes of LANES runs */
+    float scale[LANES * MAX_RUNS], min[LANES * MAX_RUNS], sum_w[LANES * MAX_RUNS];
+} scale_min_runs;
+
 /* One block's values as multiples of a float16 unit: the largest becomes max_code. Codes are bytes: what is out of
  * range wraps, as ggml's conversion does. */
 static uint16_t plain_codes(const float *values, int n, int max_code, uint8_t *codes) {
@@ -35,62 +41,78 @@ static uint16_t plain_codes(const float *values, int n, int max_code, uint8_t *c
     return f16_from_f32(largest / (float)max_code);
 }
 
-/* The same for every block of the chunk, fitted to the runs' summed weights. */
-INLINE void fitted_codes(const float *values, const float *sum_w, int runs, int max_code, uint16_t *unit,
-                         uint8_t *codes) {
-    lane_f v[MAX_RUNS], w[MAX_RUNS];
-    lane_i code[MAX_RUNS];
+/* The same for the scales and the minima of every block of the chunk, fitted to the runs' summed weights. */
+INLINE void fitted_codes(const scale_min_runs *fitted, int runs, int max_code, scale_min_chunk *out,
+                         uint8_t *scale_code, uint8_t *min_code) {
+    lane_f v[2][MAX_RUN], w[2][MAX_RUN], unit[2];
+    lane_i code[2][MAX_RUN];
     for (int r = 0; r < runs; r++) {
-        v[r] = gather(values, r, runs);
-        w[r] = gather(sum_w, r, runs);
+        v[0][r] = gather(fitted->scale, r, runs);
+        v[1][r] = gather(fitted->min, r, runs);
+        w[0][r] = w[1][r] = gather(fitted->sum_w, r, runs);
     }
-    float units[LANES];
-    store(units, fit_positive(v, w, runs, max_code, code));
-    for (int b = 0; b < LANES; b++) unit[b] = f16_from_f32(units[b]);
+    fit_positive(v, w, 2, runs, max_code, code, unit);
+    float units[LANES], min_units[LANES];
+    store(units, unit[0]);
+    store(min_units, unit[1]);
+    for (int b = 0; b < LANES; b++) {
+        out->d[b] = f16_from_f32(units[b]);
+        out->dmin[b] = f16_from_f32(min_units[b]);
+    }
     for (int r = 0; r < runs; r++) {
-        int32_t lane[LANES];
-        store_i(lane, code[r]);
-        for (int b = 0; b < LANES; b++) codes[b * runs + r] = (uint8_t)lane[b];
+        int32_t lane[LANES], min_lane[LANES];
+        store_i(lane, code[0][r]);
+        store_i(min_lane, code[1][r]);
+        for (int b = 0; b < LANES; b++) {
+            scale_code[b * runs + r] = (uint8_t)lane[b];
+            min_code[b * runs + r] = (uint8_t)min_lane[b];
+        }
+    }
+}
+
+INLINE void load_plain_weights(const lane_f *x, int n, plain_weight weight, lane_f *w) {
+    lane_f rms = splat(0);
+    if (weight == BY_RMS_AND_MAGNITUDE) {
+        for (int i = 0; i < n; i++) rms += x[i] * x[i];
+        rms = root(rms / (float)n);
+    }
+    for (int i = 0; i < n; i++) w[i] = rms + absolute(x[i]);
+}
+
+INLINE void fit_runs(scale_min_kind kind, chunk c, bool weighted, scale_min_runs *out) {
+    const int n = kind.run, runs = kind.runs;
+    float energy[LANES] = {0};
+    if (weighted) store(energy, kind.energy * sum_of_squares(c.x, BLOCK_256) / (float)BLOCK_256);
+    for (int pass = 0; pass < runs; pass += GROUPS) {
+        lane_f x[GROUPS][MAX_RUN], w[GROUPS][MAX_RUN];
+        for (int g = 0; g < GROUPS; g++) {
+            const int first = (pass + g) * LANES;
+            load_runs(c.x + first * n, n, x[g]);
+            if (weighted) {
+                const lane_f offset = spread(energy, pass + g, runs);
+                store(out->sum_w + first, load_weights(c.importance + first * n, x[g], n, offset, w[g]));
+            } else {
+                load_plain_weights(x[g], n, kind.weight, w[g]);
+            }
+        }
+        fit_scale_min(x, w, GROUPS, n, kind.max_code, weighted ? kind.weighted : kind.plain, out->fit + pass);
+        for (int g = 0; g < GROUPS; g++) {
+            store(out->scale + (pass + g) * LANES, out->fit[pass + g].scale);
+            store(out->min + (pass + g) * LANES, out->fit[pass + g].minimum);
+        }
     }
 }
 
 INLINE void encode_scale_min_chunk(scale_min_kind kind, chunk c, scale_min_chunk *out) {
     const int n = kind.run, runs = kind.runs;
-    const scale_min_search search = c.importance ? kind.weighted : kind.plain;
-    scale_min_fit fit[MAX_RUNS]; /* LANES blocks of `runs` runs are `runs` passes of LANES runs */
-    float scale[LANES * MAX_RUNS], min[LANES * MAX_RUNS], sum_w[LANES * MAX_RUNS], energy[LANES] = {0};
-    if (c.importance) store(energy, kind.energy * sum_of_squares(c.x, BLOCK_256) / (float)BLOCK_256);
-
-    for (int pass = 0; pass < runs; pass++) {
-        lane_f x[MAX_RUN], w[MAX_RUN];
-        load_runs(c.x + pass * LANES * n, n, x);
-        if (c.importance) {
-            const lane_f offset = spread(energy, pass, runs);
-            load_runs(c.importance + pass * LANES * n, n, w);
-            lane_f sum = splat(0);
-            for (int i = 0; i < n; i++) {
-                w[i] *= root(offset + x[i] * x[i]);
-                sum += w[i];
-            }
-            store(sum_w + pass * LANES, sum);
-        } else {
-            lane_f rms = splat(0);
-            if (kind.weight == BY_RMS_AND_MAGNITUDE) {
-                for (int i = 0; i < n; i++) rms += x[i] * x[i];
-                rms = root(rms / (float)n);
-            }
-            for (int i = 0; i < n; i++) w[i] = rms + absolute(x[i]);
-        }
-        fit[pass] = fit_scale_min(x, w, n, kind.max_code, search);
-        store(scale + pass * LANES, fit[pass].scale);
-        store(min + pass * LANES, fit[pass].minimum);
-    }
-
+    scale_min_runs fitted;
+    float *scale = fitted.scale, *min = fitted.min;
     uint8_t scale_code[LANES * MAX_RUNS], min_code[LANES * MAX_RUNS];
     if (c.importance) {
-        fitted_codes(scale, sum_w, runs, kind.max_scale, out->d, scale_code);
-        fitted_codes(min, sum_w, runs, kind.max_scale, out->dmin, min_code);
+        fit_runs(kind, c, true, &fitted);
+        fitted_codes(&fitted, runs, kind.max_scale, out, scale_code, min_code);
     } else {
+        fit_runs(kind, c, false, &fitted);
         for (int b = 0; b < LANES; b++) {
             out->d[b] = plain_codes(scale + b * runs, runs, kind.max_scale, scale_code + b * runs);
             out->dmin[b] = plain_codes(min + b * runs, runs, kind.max_scale, min_code + b * runs);
@@ -119,15 +141,9 @@ INLINE void encode_scale_min_chunk(scale_min_kind kind, chunk c, scale_min_chunk
         const lane_f step = load(scale + pass * LANES), offset = load(min + pass * LANES);
         const lane_mask lost = eq(step, splat(0));
         for (int i = 0; i < n; i++) q[i] = clamp(nearest((x[i] + offset) / step), 0, kind.max_code);
-        if (any(lost)) {
-            for (int i = 0; i < n; i++) {
-                lane_i own = code_of(x[i], fit[pass].inverse, fit[pass].origin, kind.max_code, false);
-                if (search.guarded)
-                    own = pick_i(fit[pass].guarded,
-                                 code_of(x[i], fit[pass].inverse, fit[pass].origin, kind.max_code, true), own);
-                q[i] = pick_i(lost, own, q[i]);
-            }
-        }
+        if (any(lost))
+            for (int i = 0; i < n; i++)
+                q[i] = pick_i(lost, own_scale_min_code(x[i], fitted.fit[pass], kind.max_code), q[i]);
         store_code_runs(out->q + pass * LANES * n, n, q);
     }
 }
@@ -150,13 +166,13 @@ INLINE void pack_six_bits(const uint8_t *scale, const uint8_t *min, uint8_t *out
     }
 }
 
+/* Four bytes at a time, as one number. */
 INLINE void unpack_six_bits(const uint8_t *in, uint8_t *scale, uint8_t *min) {
-    for (int r = 0; r < 4; r++) {
-        scale[r] = in[r] & 63;
-        min[r] = in[r + 4] & 63;
-        scale[r + 4] = (uint8_t)((in[r + 8] & 15) | in[r] >> 6 << 4);
-        min[r + 4] = (uint8_t)(in[r + 8] >> 4 | in[r + 4] >> 6 << 4);
-    }
+    const uint32_t scales = get_u32(in), mins = get_u32(in + 4), low = get_u32(in + 8);
+    put_u32(scale, scales & 0x3f3f3f3f);
+    put_u32(scale + 4, (low & 0x0f0f0f0f) | (scales >> 2 & 0x30303030));
+    put_u32(min, mins & 0x3f3f3f3f);
+    put_u32(min + 4, (low >> 4 & 0x0f0f0f0f) | (mins >> 2 & 0x30303030));
 }
 
 INLINE void pack_head(const scale_min_chunk *s, int block, uint8_t *out) {
@@ -165,13 +181,16 @@ INLINE void pack_head(const scale_min_chunk *s, int block, uint8_t *out) {
     memcpy(out + 4, s->scales[block], SIX_BITS_BYTES);
 }
 
-/* What the head of such a block means: step[r] = d * scale[r], offset[r] = dmin * min[r]. */
-INLINE void unpack_head(const uint8_t *in, float *step, float *offset) {
+/* What the head of such a block means: step[r] = d * scale[r] and offset[8 + r] = dmin * min[r], r = 0..7. Both have 16
+ * entries, for all codes are multiplied by both. Not INLINE: what lies in memory spreads over a vector's lanes as it
+ * is loaded, what a compiler keeps in one vector it shuffles into every other. */
+static void unpack_head(const uint8_t *in, float *step, float *offset) {
     const float d = f32_from_f16(get_u16(in)), dmin = f32_from_f16(get_u16(in + 2));
-    uint8_t scale[8], min[8];
-    unpack_six_bits(in + 4, scale, min);
-    for (int r = 0; r < 8; r++) {
-        step[r] = d * (float)scale[r];
-        offset[r] = dmin * (float)min[r];
+    uint8_t codes[16];
+    unpack_six_bits(in + 4, codes, codes + 8);
+    for (int r = 0; r < 16; r += LANES) {
+        const lane_f code = to_float(load_u8(codes + r));
+        store(step + r, d * code);
+        store(offset + r, dmin * code);
     }
 }

@@ -27,8 +27,8 @@ X86_64, AARCH64 = {"x86_64", "AMD64"}, {"aarch64", "arm64"}
 NEEDS = {
     "scalar": (X86_64 | AARCH64, set()),
     "baseline": (X86_64, set()),
-    "avx2": (X86_64, {"avx2"}),
-    "avx512": (X86_64, {"avx512f", "avx512bw", "avx512dq", "avx512vl"}),
+    "avx2": (X86_64, {"avx2", "f16c"}),
+    "avx512": (X86_64, {"avx512f", "avx512bw", "avx512dq", "avx512vl", "f16c"}),
     "neon": (AARCH64, set()),
 }
 WITHOUT_C = "import sys; sys.modules['quantkit._native'] = None; from quantkit.cli import main; main()"

@@ -1,5 +1,6 @@
 /* Included once by each file of this folder, after it has set LANES and SUFFIX: every type's text at that width.
  * All of it is static but the table, so the same names serve every width. */
+#include <float.h>
 #include <math.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -12,6 +13,8 @@
 
 #include "../floats.h"
 #include "../lanes.h"
+
+#include "../unfit.h"
 
 #include "../chunks.h"
 #include "../fit.h"

@@ -1,4 +1,4 @@
-/* Eight lanes; compiled with -mavx2. */
+/* Eight lanes; compiled with -mavx2 -mf16c. */
 #define LANES 8
 #define SUFFIX avx2
 #include "all.h"

@@ -9,12 +9,10 @@ static void decode_f32(const uint8_t *in, int64_t n_blocks, float *x) { memcpy(x
 
 static void encode_f16(const float *x, int64_t n_rows, int64_t n_columns, const float *importance, uint8_t *out) {
     (void)importance;
-    for (int64_t i = 0; i < n_rows * n_columns; i++) put_u16(out + 2 * i, f16_from_f32(x[i]));
+    f16s_from_f32s(x, n_rows * n_columns, out);
 }
 
-static void decode_f16(const uint8_t *in, int64_t n_blocks, float *x) {
-    for (int64_t i = 0; i < n_blocks; i++) x[i] = f32_from_f16(get_u16(in + 2 * i));
-}
+static void decode_f16(const uint8_t *in, int64_t n_blocks, float *x) { f32s_from_f16s(in, n_blocks, x); }
 
 static void encode_bf16(const float *x, int64_t n_rows, int64_t n_columns, const float *importance, uint8_t *out) {
     (void)importance;

@@ -59,11 +59,20 @@ static void encode_q2_k(const float *x, int64_t n_rows, int64_t n_columns, const
 static void decode_q2_k(const uint8_t *in, int64_t n_blocks, float *x) {
     for (; n_blocks > 0; n_blocks--, x += BLOCK_256, in += Q2_K_BYTES) {
         const float d = f32_from_f16(get_u16(in + 80)), dmin = f32_from_f16(get_u16(in + 82));
-        for (int r = 0; r < 16; r++) {
-            const float step = d * (float)(in[r] & 15), offset = dmin * (float)(in[r] >> 4);
-            const uint8_t *q = in + 16 + r / 8 * 32 + r % 2 * 16;
-            const int shift = r / 2 % 4 * 2;
-            for (int i = 0; i < 16; i++) x[r * 16 + i] = step * (float)(q[i] >> shift & 3) - offset;
+        float step[16], offset[16];
+        for (int r = 0; r < 16; r += LANES) {
+            const lane_i codes = load_u8(in + r);
+            store(step + r, d * to_float(codes & 15));
+            store(offset + r, dmin * to_float(codes >> 4));
+        }
+        for (int h = 0; h < 2; h++) {
+            for (int i = 0; i < 32; i += LANES) {
+                const lane_i q = load_u8(in + 16 + 32 * h + i);
+                for (int p = 0; p < 4; p++) {
+                    const int r = 8 * h + 2 * p + i / 16;
+                    store(x + 128 * h + 32 * p + i, step[r] * to_float(q >> 2 * p & 3) - offset[r]);
+                }
+            }
         }
     }
 }

@@ -28,12 +28,15 @@ INLINE void pack_q3_k(const uint8_t *q, const int8_t *scale, uint16_t d, uint8_t
 /* Without importance: each run by descent, the block's scales by their peak. ggml leaves s at 0 in a block of zeros. */
 INLINE void fit_q3_k_plain(chunk c, scale_chunk *s) {
     float scale[LANES * 16];
-    for (int pass = 0; pass < 16; pass++) {
-        lane_f x[16];
-        lane_i code[16];
-        load_runs(c.x + pass * LANES * 16, 16, x);
-        store(scale + pass * LANES, descend_scale(x, 16, Q3_K_HALF, code));
-        store_code_runs(s->q + pass * LANES * 16, 16, code);
+    for (int pass = 0; pass < 16; pass += GROUPS) {
+        lane_f x[GROUPS][MAX_RUN], fitted[GROUPS];
+        lane_i code[GROUPS][MAX_RUN];
+        for (int g = 0; g < GROUPS; g++) load_runs(c.x + (pass + g) * LANES * 16, 16, x[g]);
+        descend_scale(x, GROUPS, 16, Q3_K_HALF, code, fitted);
+        for (int g = 0; g < GROUPS; g++) {
+            store(scale + (pass + g) * LANES, fitted[g]);
+            store_code_runs(s->q + (pass + g) * LANES * 16, 16, code[g]);
+        }
     }
     for (int b = 0; b < LANES; b++) s->d[b] = peak_codes(scale + 16 * b, 32, 0, -32, s->scale + 16 * b);
 }
@@ -42,25 +45,23 @@ INLINE void fit_q3_k_plain(chunk c, scale_chunk *s) {
 INLINE void fit_q3_k_weighted(chunk c, scale_fit *fit, scale_chunk *s) {
     float scale[LANES * 16], sum_w[LANES * 16], energy[LANES];
     store(energy, 2.0f * sum_of_squares(c.x, BLOCK_256) / (float)BLOCK_256);
-    for (int pass = 0; pass < 16; pass++) {
-        lane_f x[16], w[16], sum = splat(0);
-        const lane_f offset = spread(energy, pass, 16);
-        load_runs(c.x + pass * LANES * 16, 16, x);
-        load_runs(c.importance + pass * LANES * 16, 16, w);
-        for (int i = 0; i < 16; i++) {
-            w[i] *= root(offset + x[i] * x[i]);
-            sum += w[i];
+    for (int pass = 0; pass < 16; pass += GROUPS) {
+        lane_f x[GROUPS][MAX_RUN], w[GROUPS][MAX_RUN];
+        for (int g = 0; g < GROUPS; g++) {
+            const int first = (pass + g) * LANES;
+            load_runs(c.x + first * 16, 16, x[g]);
+            store(sum_w + first, load_weights(c.importance + first * 16, x[g], 16, spread(energy, pass + g, 16), w[g]));
         }
-        fit[pass] = fit_scale(x, w, 16, Q3_K_HALF);
-        store(scale + pass * LANES, fit[pass].scale);
-        store(sum_w + pass * LANES, sum);
+        fit_scale(x, w, GROUPS, 16, Q3_K_HALF, fit + pass);
+        for (int g = 0; g < GROUPS; g++) store(scale + (pass + g) * LANES, fit[pass + g].scale);
     }
-    lane_f values[16], weights[16];
+    lane_f values[MAX_RUN], weights[MAX_RUN];
     for (int r = 0; r < 16; r++) {
         values[r] = gather(scale, r, 16);
         weights[r] = gather(sum_w, r, 16);
     }
-    const scale_fit of_scales = fit_scale(values, weights, 16, 32);
+    scale_fit of_scales;
+    fit_scale(&values, &weights, 1, 16, 32, &of_scales);
     float unit[LANES];
     store(unit, of_scales.scale);
     for (int b = 0; b < LANES; b++) s->d[b] = f16_from_f32(unit[b]);
@@ -86,18 +87,29 @@ static void encode_q3_k(const float *x, int64_t n_rows, int64_t n_columns, const
     encode_in_chunks(encode_q3_k_chunk, x, n_rows, n_columns, importance, BLOCK_256, Q3_K_BYTES, out);
 }
 
+/* s[0..15] from bytes 96..107, four bytes at a time, as one number. */
+INLINE void unpack_q3_k_scales(const uint8_t *in, uint8_t *s) {
+    const uint32_t high = get_u32(in + 8);
+    for (int p = 0; p < 4; p++) {
+        const uint32_t low = get_u32(in + p % 2 * 4) >> p / 2 * 4;
+        put_u32(s + 4 * p, (low & 0x0f0f0f0f) | (high >> 2 * p & 0x03030303) << 4);
+    }
+}
+
 static void decode_q3_k(const uint8_t *in, int64_t n_blocks, float *x) {
     for (; n_blocks > 0; n_blocks--, x += BLOCK_256, in += Q3_K_BYTES) {
         const float d = f32_from_f16(get_u16(in + 108));
-        for (int r = 0; r < 16; r++) {
-            const int low_bits = r < 8 ? in[96 + r] & 15 : in[96 + r - 8] >> 4;
-            const int scale = (low_bits | (in[104 + r % 4] >> r / 4 * 2 & 3) << 4) - 32;
-            const float step = d * (float)scale;
-            const uint8_t *low = in + 32 + r / 8 * 32 + r % 2 * 16, *high = in + r % 2 * 16;
-            const int shift = r / 2 % 4 * 2, bit = r / 2;
-            for (int i = 0; i < 16; i++) {
-                const int q = (low[i] >> shift & 3) | (high[i] >> bit & 1) << 2;
-                x[r * 16 + i] = step * (float)(q - 4);
+        uint8_t s[16];
+        float step[16];
+        unpack_q3_k_scales(in + 96, s);
+        for (int r = 0; r < 16; r += LANES) store(step + r, d * to_float(load_u8(s + r) - 32));
+        for (int h = 0; h < 2; h++) {
+            for (int i = 0; i < 32; i += LANES) {
+                const lane_i low = load_u8(in + 32 + 32 * h + i), high = load_u8(in + i) >> 4 * h << 2;
+                for (int p = 0; p < 4; p++) {
+                    const lane_i q = (low >> 2 * p & 3) | (high >> p & 4);
+                    store(x + 128 * h + 32 * p + i, step[8 * h + 2 * p + i / 16] * to_float(q - 4));
+                }
             }
         }
     }

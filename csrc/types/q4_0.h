@@ -5,13 +5,17 @@
  */
 enum { Q4_0_BYTES = 18 };
 
-static void encode_q4_0_chunk(chunk c, uint8_t *out) {
-    run_chunk s;
-    encode_symmetric_chunk(c, 8, &s);
+static void pack_q4_0(const run_chunk *s, uint8_t *out) {
     for (int b = 0; b < LANES; b++, out += Q4_0_BYTES) {
-        put_u16(out, f16_from_f32(s.d[b]));
-        pack_low(s.q + b * BLOCK_32, out + 2);
+        put_u16(out, s->d[b]);
+        put_low(s, b, out + 2);
     }
+}
+
+static void encode_q4_0_chunk(chunk c, uint8_t *out) {
+    run_chunk s[GROUPS];
+    encode_symmetric_chunk(c, 8, s);
+    for (int g = 0; g < GROUPS; g++) pack_q4_0(&s[g], out + g * LANES * Q4_0_BYTES);
 }
 
 static void encode_q4_0(const float *x, int64_t n_rows, int64_t n_columns, const float *importance, uint8_t *out) {
@@ -21,6 +25,10 @@ static void encode_q4_0(const float *x, int64_t n_rows, int64_t n_columns, const
 static void decode_q4_0(const uint8_t *in, int64_t n_blocks, float *x) {
     for (; n_blocks > 0; n_blocks--, x += BLOCK_32, in += Q4_0_BYTES) {
         const float d = f32_from_f16(get_u16(in));
-        for (int i = 0; i < BLOCK_32; i++) x[i] = (float)(code_at(in + 2, i) - 8) * d;
+        for (int i = 0; i < 16; i += LANES) {
+            const lane_i q = load_u8(in + 2 + i);
+            store(x + i, to_float((q & 15) - 8) * d);
+            store(x + 16 + i, to_float((q >> 4) - 8) * d);
+        }
     }
 }

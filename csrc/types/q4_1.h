@@ -6,14 +6,18 @@
  */
 enum { Q4_1_BYTES = 20 };
 
-static void encode_q4_1_chunk(chunk c, uint8_t *out) {
-    run_chunk s;
-    encode_range_chunk(c, 15, &s);
+static void pack_q4_1(const run_chunk *s, uint8_t *out) {
     for (int b = 0; b < LANES; b++, out += Q4_1_BYTES) {
-        put_u16(out, f16_from_f32(s.d[b]));
-        put_u16(out + 2, f16_from_f32(s.m[b]));
-        pack_low(s.q + b * BLOCK_32, out + 4);
+        put_u16(out, s->d[b]);
+        put_u16(out + 2, s->m[b]);
+        put_low(s, b, out + 4);
     }
+}
+
+static void encode_q4_1_chunk(chunk c, uint8_t *out) {
+    run_chunk s[GROUPS];
+    encode_range_chunk(c, 15, s);
+    for (int g = 0; g < GROUPS; g++) pack_q4_1(&s[g], out + g * LANES * Q4_1_BYTES);
 }
 
 static void encode_q4_1(const float *x, int64_t n_rows, int64_t n_columns, const float *importance, uint8_t *out) {
@@ -23,6 +27,10 @@ static void encode_q4_1(const float *x, int64_t n_rows, int64_t n_columns, const
 static void decode_q4_1(const uint8_t *in, int64_t n_blocks, float *x) {
     for (; n_blocks > 0; n_blocks--, x += BLOCK_32, in += Q4_1_BYTES) {
         const float d = f32_from_f16(get_u16(in)), m = f32_from_f16(get_u16(in + 2));
-        for (int i = 0; i < BLOCK_32; i++) x[i] = (float)(code_at(in + 4, i)) * d + m;
+        for (int i = 0; i < 16; i += LANES) {
+            const lane_i q = load_u8(in + 4 + i);
+            store(x + i, to_float(q & 15) * d + m);
+            store(x + 16 + i, to_float(q >> 4) * d + m);
+        }
     }
 }

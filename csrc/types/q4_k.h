@@ -36,12 +36,15 @@ static void encode_q4_k(const float *x, int64_t n_rows, int64_t n_columns, const
 
 static void decode_q4_k(const uint8_t *in, int64_t n_blocks, float *x) {
     for (; n_blocks > 0; n_blocks--, x += BLOCK_256, in += Q4_K_BYTES) {
-        float step[8], offset[8];
+        float step[16], offset[16];
         unpack_head(in, step, offset);
-        for (int r = 0; r < 8; r++) {
-            const uint8_t *q = in + 16 + r / 2 * 32;
-            const int shift = r % 2 * 4;
-            for (int i = 0; i < 32; i++) x[r * 32 + i] = step[r] * (float)(q[i] >> shift & 15) - offset[r];
+        for (int p = 0; p < 4; p++) {
+            for (int i = 0; i < 32; i += LANES) {
+                const lane_i q = load_u8(in + 16 + 32 * p + i);
+                float *pair = x + 64 * p + i;
+                store(pair, step[2 * p] * to_float(q & 15) - offset[8 + 2 * p]);
+                store(pair + 32, step[2 * p + 1] * to_float(q >> 4) - offset[8 + 2 * p + 1]);
+            }
         }
     }
 }

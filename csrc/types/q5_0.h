@@ -6,14 +6,18 @@
  */
 enum { Q5_0_BYTES = 22 };
 
-static void encode_q5_0_chunk(chunk c, uint8_t *out) {
-    run_chunk s;
-    encode_symmetric_chunk(c, 16, &s);
+static void pack_q5_0(const run_chunk *s, uint8_t *out) {
     for (int b = 0; b < LANES; b++, out += Q5_0_BYTES) {
-        put_u16(out, f16_from_f32(s.d[b]));
-        pack_high(s.q + b * BLOCK_32, out + 2);
-        pack_low(s.q + b * BLOCK_32, out + 6);
+        put_u16(out, s->d[b]);
+        put_u32(out + 2, s->high[b]);
+        put_low(s, b, out + 6);
     }
+}
+
+static void encode_q5_0_chunk(chunk c, uint8_t *out) {
+    run_chunk s[GROUPS];
+    encode_symmetric_chunk(c, 16, s);
+    for (int g = 0; g < GROUPS; g++) pack_q5_0(&s[g], out + g * LANES * Q5_0_BYTES);
 }
 
 static void encode_q5_0(const float *x, int64_t n_rows, int64_t n_columns, const float *importance, uint8_t *out) {
@@ -23,6 +27,11 @@ static void encode_q5_0(const float *x, int64_t n_rows, int64_t n_columns, const
 static void decode_q5_0(const uint8_t *in, int64_t n_blocks, float *x) {
     for (; n_blocks > 0; n_blocks--, x += BLOCK_32, in += Q5_0_BYTES) {
         const float d = f32_from_f16(get_u16(in));
-        for (int i = 0; i < BLOCK_32; i++) x[i] = (float)((code_at(in + 6, i) | high_bit_at(in + 2, i)) - 16) * d;
+        const uint32_t high = get_u32(in + 2);
+        for (int i = 0; i < 16; i += LANES) {
+            const lane_i low = load_u8(in + 6 + i);
+            store(x + i, to_float(((low & 15) | bit_lanes(high >> i, 16)) - 16) * d);
+            store(x + 16 + i, to_float((low >> 4 | bit_lanes(high >> (16 + i), 16)) - 16) * d);
+        }
     }
 }

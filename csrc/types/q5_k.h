@@ -43,14 +43,16 @@ static void encode_q5_k(const float *x, int64_t n_rows, int64_t n_columns, const
 
 static void decode_q5_k(const uint8_t *in, int64_t n_blocks, float *x) {
     for (; n_blocks > 0; n_blocks--, x += BLOCK_256, in += Q5_K_BYTES) {
-        float step[8], offset[8];
+        float step[16], offset[16];
         unpack_head(in, step, offset);
-        for (int r = 0; r < 8; r++) {
-            const uint8_t *high = in + 16, *low = in + 48 + r / 2 * 32;
-            const int shift = r % 2 * 4;
-            for (int i = 0; i < 32; i++) {
-                const int q = (low[i] >> shift & 15) | (high[i] >> r & 1) << 4;
-                x[r * 32 + i] = step[r] * (float)q - offset[r];
+        for (int i = 0; i < 32; i += LANES) {
+            const lane_i high = load_u8(in + 16 + i) << 4;
+            for (int p = 0; p < 4; p++) {
+                const lane_i low = load_u8(in + 48 + 32 * p + i);
+                const lane_i even = (low & 15) | (high >> 2 * p & 16), odd = low >> 4 | (high >> (2 * p + 1) & 16);
+                float *pair = x + 64 * p + i;
+                store(pair, step[2 * p] * to_float(even) - offset[8 + 2 * p]);
+                store(pair + 32, step[2 * p + 1] * to_float(odd) - offset[8 + 2 * p + 1]);
             }
         }
     }

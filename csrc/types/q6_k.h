@@ -23,15 +23,18 @@ static void encode_q6_k_chunk(chunk c, uint8_t *out) {
     scale_chunk s;
     scale_fit fit[16];
     float scale[LANES * 16];
-    for (int pass = 0; pass < 16; pass++) {
-        lane_f x[16], w[16];
-        load_runs(c.x + pass * LANES * 16, 16, x);
-        if (c.importance)
-            load_runs(c.importance + pass * LANES * 16, 16, w);
-        else
-            for (int i = 0; i < 16; i++) w[i] = x[i] * x[i];
-        fit[pass] = fit_scale(x, w, 16, Q6_K_HALF);
-        store(scale + pass * LANES, fit[pass].scale);
+    for (int pass = 0; pass < 16; pass += GROUPS) {
+        lane_f x[GROUPS][MAX_RUN], w[GROUPS][MAX_RUN];
+        for (int g = 0; g < GROUPS; g++) {
+            const int first = (pass + g) * LANES * 16;
+            load_runs(c.x + first, 16, x[g]);
+            if (c.importance)
+                load_runs(c.importance + first, 16, w[g]);
+            else
+                for (int i = 0; i < 16; i++) w[g][i] = x[g][i] * x[g][i];
+        }
+        fit_scale(x, w, GROUPS, 16, Q6_K_HALF, fit + pass);
+        for (int g = 0; g < GROUPS; g++) store(scale + (pass + g) * LANES, fit[pass + g].scale);
     }
     for (int b = 0; b < LANES; b++) s.d[b] = peak_codes(scale + 16 * b, 128, RUN_EPSILON, 0, s.scale + 16 * b);
     code_against_scales(c, Q6_K_HALF, fit, &s);
@@ -52,13 +55,16 @@ static void encode_q6_k(const float *x, int64_t n_rows, int64_t n_columns, const
 static void decode_q6_k(const uint8_t *in, int64_t n_blocks, float *x) {
     for (; n_blocks > 0; n_blocks--, x += BLOCK_256, in += Q6_K_BYTES) {
         const float d = f32_from_f16(get_u16(in + 208));
-        for (int r = 0; r < 16; r++) {
-            const float step = d * (float)(int8_t)in[192 + r];
-            const int h = r / 8, p = r / 2 % 4, half_run = r % 2 * 16;
-            const uint8_t *low = in + 64 * h + p % 2 * 32 + half_run, *high = in + 128 + 32 * h + half_run;
-            for (int i = 0; i < 16; i++) {
-                const int q = (low[i] >> p / 2 * 4 & 15) | (high[i] >> 2 * p & 3) << 4;
-                x[r * 16 + i] = step * (float)(q - 32);
+        float step[16];
+        for (int r = 0; r < 16; r++) step[r] = d * (float)(int8_t)in[192 + r];
+        for (int h = 0; h < 2; h++) {
+            for (int i = 0; i < 32; i += LANES) {
+                const lane_i high = load_u8(in + 128 + 32 * h + i) << 4;
+                for (int p = 0; p < 4; p++) {
+                    const lane_i low = load_u8(in + 64 * h + 32 * (p % 2) + i) >> p / 2 * 4 & 15;
+                    const lane_i q = low | (high >> 2 * p & 0x30);
+                    store(x + 128 * h + 32 * p + i, step[8 * h + 2 * p + i / 16] * to_float(q - 32));
+                }
             }
         }
     }

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from builds import INSTRUCTION_SETS, Build, Variant, variants
-from inputs import FILLS, ROW, arbitrary_bytes, fill, importance
+from inputs import FILLS, ROW, arbitrary_bytes, fill, importance, plain_nan
 
 from quantkit import qtypes
 from quantkit.osio import cpu_count
@@ -91,19 +91,13 @@ def _check_piece(qtype: QType, weighted: bool, piece: int, compared: list[Varian
         except subprocess.CalledProcessError as error:
             results[build, isa] = Result(f"ended with {error.returncode}: {error.stderr.decode().strip()}", 0)
             continue
-        found = (packed[:nbytes], packed[nbytes:], _plain_nan(decoded))
+        found = (packed[:nbytes], packed[nbytes:], plain_nan(decoded))
         expected = expected or found
         words = ("blocks", "floats", "floats of arbitrary blocks")
         wrong = [_difference(*three) for three in zip(words, found, expected, strict=True)]
         where = f"first piece {piece}, rows of {width}: " if any(wrong) else ""
         results[build, isa] = Result(where + "; ".join(filter(None, wrong)), time.monotonic() - start)
     return results
-
-
-def _plain_nan(floats: bytes) -> bytes:
-    """Processors differ in the sign of the NaN that infinity times zero is, and nothing is promised of it."""
-    values = np.frombuffer(floats, np.float32)
-    return np.where(np.isnan(values), np.float32(np.nan), values).tobytes()
 
 
 def _difference(what: str, found: bytes, expected: bytes) -> str:

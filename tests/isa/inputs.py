@@ -1,4 +1,4 @@
-"""What the kernels are given here: the fills of tests/kernels, importance and arbitrary blocks."""
+"""What the kernels are given here: the fills of tests/kernels, importance and arbitrary blocks; and NaN in answers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
 
 from fills import FILLS, ROW, Source, fill
 
-__all__ = ["FILLS", "ROW", "arbitrary_bytes", "fill", "importance"]
+__all__ = ["FILLS", "ROW", "arbitrary_bytes", "fill", "importance", "plain_nan"]
 
 
 def importance(seed: int, n_columns: int) -> NDArray[np.float32]:
@@ -27,3 +27,10 @@ def importance(seed: int, n_columns: int) -> NDArray[np.float32]:
 def arbitrary_bytes(seed: int, nbytes: int) -> bytes:
     """What a damaged file may hold: scales that are NaN or infinite come with it."""
     return Source(3, seed).halfwords(-(-nbytes // 2)).tobytes()[:nbytes]
+
+
+def plain_nan(floats: bytes) -> bytes:
+    """float32 with every NaN the same. Nothing is promised of the sign of infinity times zero, in which processors
+    differ, nor of which of two NaN a sum keeps, in which compilers do."""
+    values = np.frombuffer(floats, np.float32)
+    return np.where(np.isnan(values), np.float32(np.nan), values).tobytes()

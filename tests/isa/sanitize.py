@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from builds import Build, Variant, variants
-from inputs import FILLS, arbitrary_bytes, fill, importance
+from inputs import FILLS, arbitrary_bytes, fill, importance, plain_nan
 from numpy.typing import NDArray
 
 from quantkit import qtypes
@@ -92,7 +92,8 @@ def _check(call: Call, found: list[Variant]) -> list[str]:
     wrong, answers = [], []
     for build, isa in found:
         try:
-            answers.append(build.call((isa, *arguments), given))
+            answer = build.call((isa, *arguments), given)
+            answers.append(plain_nan(answer) if "-d" in arguments else answer)
         except subprocess.CalledProcessError as error:
             wrong.append(f"{name}, {build.name} {isa}: ended with {error.returncode}\n{error.stderr.decode()}")
     if len(set(answers)) > 1:
