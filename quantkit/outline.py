@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from quantkit.arch import find_family
+from quantkit.arch import MappedTensor, Network, find_family
 from quantkit.checkpoint import CONFIG, INDEX, SINGLE, Checkpoint, TensorInfo, open_checkpoint
 from quantkit.checkpoint.json_file import read_json
 from quantkit.errors import ConfigError, InputError
@@ -26,11 +26,13 @@ TOKENIZERS = ("tokenizer.json", "vocab.json", "*.tiktoken")
 class Outline:
     """What one recipe would give.
 
+    network        that the tensors make up
     file_bytes     None where it cannot be known: there is no tokenizer, or the recipe asks for an importance matrix
     needs_imatrix  the recipe cannot be used without one
     """
 
     name: str
+    network: Network
     tensors: tuple[TensorEntry, ...]
     file_bytes: int | None
     needs_imatrix: bool
@@ -66,10 +68,13 @@ def outlines(
         ready = [recipe for recipe in recipes if has_tokenizer and (imatrix or not recipe.needs_imatrix)]
         planned = make_plan(weights, ready, imatrix=imatrix, warn=warn).outputs if ready else ()
         outputs = dict(zip(ready, planned, strict=True))
+        network, mapped = _described(weights, warn)
         return [
-            Outline(recipe.name, outputs[recipe].tensors, outputs[recipe].file_bytes, recipe.needs_imatrix)
+            Outline(recipe.name, network, outputs[recipe].tensors, outputs[recipe].file_bytes, recipe.needs_imatrix)
             if recipe in outputs
-            else Outline(recipe.name, _tensors(weights, recipe, imatrix is not None, warn), None, recipe.needs_imatrix)
+            else Outline(
+                recipe.name, network, _tensors(network, mapped, recipe, imatrix is not None), None, recipe.needs_imatrix
+            )
             for recipe in recipes
         ]
 
@@ -107,17 +112,22 @@ def _promised_shards(folder: Path) -> tuple[Path, ...]:
         raise InputError("is no index of shards", file=folder / INDEX) from None
 
 
-def _tensors(
-    weights: Checkpoint | GGUFWeights, recipe: Recipe, imatrix: bool, warn: Callable[[str], None]
-) -> tuple[TensorEntry, ...]:
-    """The tensors of an output whose header cannot be known, as if there were the importance matrix it asks for."""
+def _described(
+    weights: Checkpoint | GGUFWeights, warn: Callable[[str], None]
+) -> tuple[Network, Sequence[MappedTensor]]:
+    """The network that the weights make up, or would, and the tensors of an output."""
     if isinstance(weights, GGUFWeights):
         source = read_source(weights, name=None, fix_special_tokens=False, chat_template=None, warn=warn)
-        network, mapped = source.network, source.tensors
-    else:
-        family = find_family(weights.config, weights.path / CONFIG)
-        network = family.read_network(weights.config, weights.path / CONFIG)
-        mapped = family.map_tensors(network)
+        return source.network, source.tensors
+    family = find_family(weights.config, weights.path / CONFIG)
+    network = family.read_network(weights.config, weights.path / CONFIG)
+    return network, family.map_tensors(network)
+
+
+def _tensors(
+    network: Network, mapped: Sequence[MappedTensor], recipe: Recipe, imatrix: bool
+) -> tuple[TensorEntry, ...]:
+    """The tensors of an output whose header cannot be known, as if there were the importance matrix it asks for."""
     facts = Facts(network.layers, network.n_gqa, imatrix or recipe.needs_imatrix, network.tied)
     tensors = sorted(mapped, key=lambda tensor: (layer_of(tensor.gguf), tensor.gguf))
     return place((t.gguf, t.shape, recipe.type_of(t.gguf, t.shape, facts)) for t in tensors)

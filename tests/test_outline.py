@@ -7,33 +7,15 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import small
 from oracle import GOLDEN
+from published import PHI4, write_config
 
 from quantkit.errors import InputError
 from quantkit.outline import outlines
 from quantkit.recipe import preset, presets
-
-
-def write_config(folder: Path, **changes: Any) -> Path:
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(small.config() | changes))
-    return folder
-
-
-PHI4 = {
-    "hidden_size": 5120,
-    "intermediate_size": 17920,
-    "num_attention_heads": 40,
-    "num_hidden_layers": 40,
-    "num_key_value_heads": 10,
-    "vocab_size": 100352,
-    "max_position_embeddings": 16384,
-    "original_max_position_embeddings": 16384,
-}
 
 
 def test_phi4_from_config_json_alone(tmp_path: Path) -> None:

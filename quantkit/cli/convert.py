@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from quantkit.cli.completion import complete_recipe, complete_type
+from quantkit.cli.sizes import SPLIT
 from quantkit.cli.talk import Talk, size, table
 from quantkit.errors import FormatError, UsageError
 from quantkit.osio import InputFile, make_folder
@@ -26,21 +26,6 @@ if TYPE_CHECKING:
 
 SCHEMA = {"name": "quantkit.convert", "version": 1}
 CHECK_SCHEMA = {"name": "quantkit.check", "version": 1}
-
-
-class SplitSize(click.ParamType[int]):
-    """A size as llama.cpp's gguf-split takes it: M and G are powers of 1000."""
-
-    name = "size"
-    _UNITS: ClassVar[dict[str, int]] = {"M": 10**6, "G": 10**9}
-
-    def convert(self, value: str | int, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        number, unit = value[:-1], value[-1:].upper()
-        if not re.fullmatch("[1-9][0-9]{0,8}", number) or unit not in self._UNITS:
-            self.fail(f"{value!r} is not a size such as 4G or 500M", param, ctx)
-        return int(number) * self._UNITS[unit]
 
 
 @click.command("convert", short_help="Turn a checkpoint into GGUF files.")
@@ -67,7 +52,7 @@ class SplitSize(click.ParamType[int]):
 @click.option("--fix-special-tokens", is_flag=True, help="Repair eos and pad that disagree with the chat template.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Slabs worked on at once.  [default: all processors]")
 @click.option("--no-resume", is_flag=True, help="Start over, whatever a stopped run has left.")
-@click.option("--split-max-size", type=SplitSize(), help="Shards of at most this many bytes of tensors: 4G, 500M.")
+@click.option("--split-max-size", type=SPLIT, help="Shards of at most this many bytes of tensors: 4G, 500M.")
 @click.option("--check-only", is_flag=True, help="Look for weights that cannot be packed, and write nothing.")
 @click.option("--dry-run", is_flag=True, help="Say what would be written, and write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="The result as JSON on stdout.")
