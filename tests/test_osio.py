@@ -495,3 +495,27 @@ os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 print(cpu_count())
 """
     assert run(code).stdout == "True\n1\n"
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "processor", "machine", "name"),
+    [
+        ("processor\t: 0\nmodel\t\t: 2\nmodel name\t: AMD EPYC\nmodel name\t: AMD EPYC\n", "x", "x86_64", "AMD EPYC"),
+        ("processor\t: 0\nCPU implementer\t: 0x41\n", "", "aarch64", "aarch64"),
+        (None, "arm", "arm64", "arm"),
+    ],
+    ids=["x86-64 Linux", "AArch64 Linux", "macOS"],
+)
+def test_cpu_name(
+    monkeypatch: pytest.MonkeyPatch, cpuinfo: str | None, processor: str, machine: str, name: str
+) -> None:
+    def read_text(self: Path, *_: object, **__: object) -> str:
+        assert str(self) == "/proc/cpuinfo"
+        if cpuinfo is None:
+            raise FileNotFoundError
+        return cpuinfo
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    monkeypatch.setattr(osio.platform, "processor", lambda: processor)
+    monkeypatch.setattr(osio.platform, "machine", lambda: machine)
+    assert osio.cpu_name() == name

@@ -154,11 +154,12 @@ def test_wheel_holds_the_package_and_nothing_else(installed: Installed) -> None:
     with zipfile.ZipFile(installed.wheel) as wheel:
         held = set(wheel.namelist())
         assert held == texts("quantkit") | recipes | installed.expected.libraries | {f"{info}/{name}" for name in INFO}
-        assert {Path(name).suffix for name in texts("quantkit")} == {".py", ".pyi", ".typed"}
+        assert {Path(name).suffix for name in texts("quantkit")} == {".py", ".pyi", ".txt", ".typed"}
         for name in ("LICENSE", "NOTICE"):
             assert wheel.read(f"{info}/licenses/{name}") == (ROOT / name).read_bytes()
         metadata = email.message_from_bytes(wheel.read(f"{info}/METADATA"))
     assert held >= {"quantkit/py.typed", "quantkit/_native.pyi", "quantkit/recipes/classic/Q4_K_S.toml"}
+    assert held >= {"quantkit/data/eval.txt", "quantkit/data/calibration.txt"}
     assert metadata["Version"] == quantkit.__version__
     assert metadata["License-Expression"] == "MIT"
     assert metadata["Requires-Python"] == ">=3.11"

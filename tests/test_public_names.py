@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from collections.abc import Callable
 
 import gguf
@@ -12,13 +13,14 @@ import pytest
 from quantkit import errors, qtypes
 
 PUBLIC = {
-    "quantkit.kernels": {"backend", "decode", "encode"},
-    "quantkit.qtypes": {"ALL", "QType", "by_id", "by_name"},  # and the types below
+    "quantkit.kernels": {"backend", "backends", "decode", "encode", "using"},
+    "quantkit.qtypes": {"ALL", "DECODED_ONLY", "QType", "by_id", "by_name"},  # and the types below
 }
 # error: (what it is a kind of, exit code)
 ERRORS = {
     "QuantkitError": ("Exception", 1),
     "UsageError": ("QuantkitError", 2),
+    "GateError": ("QuantkitError", 3),
     "InputError": ("QuantkitError", 65),
     "FormatError": ("InputError", 65),
     "ConfigError": ("InputError", 65),
@@ -29,10 +31,12 @@ ERRORS = {
     "ShapeError": ("InputError", 65),
     "NotFiniteError": ("InputError", 65),
     "MagnitudeError": ("InputError", 65),
+    "HubError": ("QuantkitError", 69),
     "OutputError": ("QuantkitError", 73),
     "BusyError": ("OutputError", 73),
     "DiskError": ("QuantkitError", 74),
     "UnsafeError": ("QuantkitError", 77),
+    "BugError": ("QuantkitError", 70),
     "Interrupted": ("QuantkitError", 130),
     "Paused": ("QuantkitError", 75),
 }
@@ -51,6 +55,21 @@ TYPES = {
     "Q5_K": (13, 256, 176),
     "Q6_K": (14, 256, 210),
     "BF16": (30, 1, 2),
+}
+DECODED_ONLY = {
+    "IQ1_S": (19, 256, 50),
+    "IQ1_M": (29, 256, 56),
+    "IQ2_XXS": (16, 256, 66),
+    "IQ2_XS": (17, 256, 74),
+    "IQ2_S": (22, 256, 82),
+    "IQ3_XXS": (18, 256, 98),
+    "IQ3_S": (21, 256, 110),
+    "IQ4_NL": (20, 32, 18),
+    "IQ4_XS": (23, 256, 136),
+    "TQ1_0": (34, 256, 54),
+    "TQ2_0": (35, 256, 66),
+    "MXFP4": (39, 32, 17),
+    "NVFP4": (40, 64, 36),
 }
 
 
@@ -96,23 +115,46 @@ def test_errors_and_their_exit_codes() -> None:
 
 def test_types() -> None:
     assert {t.name: (t.id, t.block_weights, t.block_bytes) for t in qtypes.ALL} == TYPES
+    assert {t.name: (t.id, t.block_weights, t.block_bytes) for t in qtypes.DECODED_ONLY} == DECODED_ONLY
 
 
-@pytest.mark.parametrize("qtype", qtypes.ALL, ids=str)
+@pytest.mark.parametrize("qtype", qtypes.ALL + qtypes.DECODED_ONLY, ids=str)
 def test_types_are_ggmls(qtype: qtypes.QType) -> None:
     theirs = gguf.GGMLQuantizationType[qtype.name]
     assert qtype.id == theirs.value
     assert (qtype.block_weights, qtype.block_bytes) == gguf.GGML_QUANT_SIZES[theirs]
-    assert qtypes.by_name(qtype.name.lower()) is qtype is qtypes.by_id(qtype.id)
+    assert qtypes.by_id(qtype.id) is qtype
+
+
+def test_every_type_that_gguf_decodes_is_known() -> None:
+    known = {theirs.name for theirs in gguf.quants._type_traits} | {"F32", "F16"}
+    assert known == TYPES.keys() | DECODED_ONLY.keys()
+
+
+@pytest.mark.parametrize("qtype", qtypes.ALL, ids=str)
+def test_types_that_are_written_go_by_their_names(qtype: qtypes.QType) -> None:
+    assert qtypes.by_name(qtype.name.lower()) is qtype
     assert qtypes.__dict__[qtype.name] is qtype
+    assert qtype.max_abs > 0
+
+
+@pytest.mark.parametrize("qtype", qtypes.DECODED_ONLY, ids=str)
+def test_types_that_are_only_read_are_not_written(qtype: qtypes.QType) -> None:
+    for call in (lambda: qtypes.by_name(qtype.name.lower()), lambda: qtype.max_abs):
+        with pytest.raises(errors.UnsupportedError, match=f"{qtype.name} is only read") as caught:
+            call()
+        assert caught.value.hint == f"types: {', '.join(t.name for t in qtypes.ALL)}"
 
 
 def test_unknown_types_are_refused_with_the_known_ones() -> None:
-    for call in (lambda: qtypes.by_name("Q9_9"), lambda: qtypes.by_id(99)):
+    for call, known in (
+        (lambda: qtypes.by_name("Q9_9"), TYPES),
+        (lambda: qtypes.by_id(99), TYPES | DECODED_ONLY),
+    ):
         with pytest.raises(errors.UnsupportedError) as caught:
             call()
         assert caught.value.hint
-        assert all(name in caught.value.hint for name in TYPES)
+        assert set(re.findall(r"\b[A-Z]+\d\w*", caught.value.hint)) == known.keys()
 
 
 def test_row_bytes() -> None:

@@ -13,16 +13,18 @@ from typing import Any, NoReturn
 import click
 
 from quantkit import __version__
-from quantkit.errors import DiskError, Interrupted, QuantkitError, UsageError
+from quantkit.errors import BugError, DiskError, Interrupted, QuantkitError, UsageError
 
 # name: (module, one line of help)
 COMMANDS = {
     "convert": ("quantkit.cli.convert", "Turn a checkpoint into GGUF files."),
     "plan": ("quantkit.cli.plan", "Say how large the files will be."),
     "inspect": ("quantkit.cli.inspect", "Show what a GGUF file holds."),
+    "eval": ("quantkit.cli.eval", "Measure what a quantized file lost."),
+    "imatrix": ("quantkit.cli.imatrix", "Collect how much each column of a matrix counts."),
+    "bench": ("quantkit.cli.bench", "Measure the kernels on this machine."),
     "completion": ("quantkit.cli.completion", "Print a shell's completion script."),
 }
-EXIT_BUG = 70
 
 
 class _Commands(click.Group):
@@ -50,6 +52,7 @@ def cli() -> None:
     \b
     quantkit convert my-phi-4 -t Q4_K_M -t Q8_0     two files from one reading
     quantkit inspect my-phi-4-Q4_K_M.gguf           what a file holds
+    quantkit eval my-phi-4-Q4_K_M.gguf --base my-phi-4     what it lost
     """
 
 
@@ -77,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except Exception:
         traceback.print_exc()
         print("quantkit: this is a bug in quantkit; please report the lines above", file=sys.stderr)
-        sys.exit(EXIT_BUG)
+        sys.exit(BugError.exit_code)
     sys.exit(0)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import click
 from click.shell_completion import CompletionItem, get_completion_class
 
+from quantkit import qtypes
+
 # shell: how its users have the script in every session
 SHELLS = {
     "bash": """echo 'eval "$(quantkit completion bash)"' >> ~/.bashrc""",
@@ -35,6 +37,11 @@ def complete_type(ctx: click.Context, param: click.Parameter, incomplete: str) -
     family = ctx.params.get("recipe") or families()[0]
     known = presets(family) if family in families() else []
     return [name for name in known if name.startswith(incomplete.upper())]
+
+
+def complete_tensor_type(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """The tensor types for `-t` of bench."""
+    return [qtype.name for qtype in qtypes.ALL if qtype.name.startswith(incomplete.upper())]
 
 
 def complete_recipe(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:

@@ -29,49 +29,52 @@ class Talk:
         print(f"quantkit: warning: {text}", file=sys.stderr)
 
     @contextmanager
-    def progress(self, what: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
-        """A function to call with the bytes of each finished piece: a bar on a terminal, a line now and then off it."""
+    def progress(self, what: str, total: int, *, of_bytes: bool = True) -> Iterator[Callable[[int], None]]:
+        """A function to call with the size of each finished piece: a bar on a terminal, a line now and then off it.
+
+        total     what the pieces add up to: bytes, or else any steps of about the same length
+        """
         if self.quiet:
-            yield lambda nbytes: None
+            yield lambda done: None
         elif sys.stderr.isatty():
-            yield from _bar(what, total_bytes)
+            yield from _bar(what, total, of_bytes)
         else:
-            yield from _lines(what, total_bytes)
+            yield from _lines(what, total, of_bytes)
 
 
-def _bar(what: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
+def _bar(what: str, total: int, of_bytes: bool) -> Iterator[Callable[[int], None]]:
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (
-        TextColumn(what),
-        BarColumn(),
-        DownloadColumn(True),
-        TransferSpeedColumn(),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
     )
+
+    amount = (DownloadColumn(True), TransferSpeedColumn()) if of_bytes else (TaskProgressColumn(),)
+    columns = (TextColumn(what), BarColumn(), *amount, TextColumn("ETA"), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(what, total=total_bytes)
-        yield lambda nbytes: bar.advance(task, nbytes)
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.advance(task, done)
 
 
-def _lines(what: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
+def _lines(what: str, total: int, of_bytes: bool) -> Iterator[Callable[[int], None]]:
     start = last = time.monotonic()
     done = 0
 
-    def advance(nbytes: int) -> None:
+    def advance(piece: int) -> None:
         nonlocal done, last
-        done += nbytes
+        done += piece
         now = time.monotonic()
         if now - last < _SECONDS_BETWEEN_LINES:
             return
         last = now
         rate = done / (now - start)
-        print(
-            f"{what}: {size(done)} of {size(total_bytes)}, {size(rate)}/s, ETA {(total_bytes - done) / rate:.0f} s",
-            file=sys.stderr,
-        )
+        amount = f"{size(done)} of {size(total)}, {size(rate)}/s" if of_bytes else f"{100 * done / total:.0f} %"
+        print(f"{what}: {amount}, ETA {(total - done) / rate:.0f} s", file=sys.stderr)
 
     yield advance
 

@@ -18,6 +18,11 @@ COMMAND = (sys.executable, "-m", "quantkit")
 ANSWERS = {
     "con": ["convert"],
     "completion ": list(SHELLS),
+    "ev": ["eval"],
+    "eval a.gguf --act": ["--activations"],
+    "eval a.gguf --activations ": ["f32", "q8"],
+    "imatrix folder --dtype b": ["bf16"],
+    "bench -t q4": ["Q4_0", "Q4_1", "Q4_K"],
     "convert --spl": ["--split-max-size"],
     "convert -t Q4": ["Q4_0", "Q4_1", "Q4_K_M", "Q4_K_S"],
     "convert -t ": presets(),
@@ -27,7 +32,17 @@ ANSWERS = {
     "convert --recipe ": families(),
     "convert --recipe c": ["classic"],
 }
-FILES = ("convert fold", "convert --recipe ./mi", "convert --imatrix i", "convert folder -o ", "inspect m")
+FILES = (
+    "convert fold",
+    "convert --recipe ./mi",
+    "convert --imatrix i",
+    "convert folder -o ",
+    "inspect m",
+    "eval m",
+    "eval m --base b",
+    "eval m --check c",
+    "imatrix f -o i",
+)
 
 
 def ask(shell: str, typed: str) -> list[str]:

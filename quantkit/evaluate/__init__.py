@@ -1,0 +1,45 @@
+"""Perplexity, KL divergence and importance matrices, measured on the weights a file really holds.
+
+Raises UsageError on import where torch or tokenizers is not installed: they are an extra.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from quantkit.errors import UsageError
+
+if missing := [name for name in ("torch", "tokenizers") if find_spec(name) is None]:
+    raise UsageError(f"measuring needs {' and '.join(missing)}", hint="pip install 'quantkit[eval]'")
+
+from quantkit.evaluate.activations import Activations
+from quantkit.evaluate.baseline import Baseline, Finding, read_baseline, write_baseline
+from quantkit.evaluate.collect import collect, moment_columns, n_collect_steps
+from quantkit.evaluate.evaluation import Sample, conditions, evaluate, sample
+from quantkit.evaluate.measure import n_steps
+from quantkit.evaluate.model import Model, open_model
+from quantkit.evaluate.network import Arithmetic, arithmetic
+from quantkit.evaluate.text import Text, read_text, shipped
+
+__all__ = [
+    "Activations",
+    "Arithmetic",
+    "Baseline",
+    "Finding",
+    "Model",
+    "Sample",
+    "Text",
+    "arithmetic",
+    "collect",
+    "conditions",
+    "evaluate",
+    "moment_columns",
+    "n_collect_steps",
+    "n_steps",
+    "open_model",
+    "read_baseline",
+    "read_text",
+    "sample",
+    "shipped",
+    "write_baseline",
+]

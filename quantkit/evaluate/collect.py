@@ -1,0 +1,104 @@
+"""What every matrix is multiplied by while a text runs through the model: sums of squares, and whole second moments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from quantkit.evaluate.measure import groups
+from quantkit.evaluate.model import Model
+from quantkit.evaluate.network import Arithmetic, Weights, run
+from quantkit.imatrix import ColumnSums
+from quantkit.moments import write_layer
+
+EXACT = Arithmetic()
+
+
+def collect(
+    weights: Weights,
+    windows: npt.NDArray[np.int64],
+    *,
+    how: Arithmetic = EXACT,
+    covariance: Path | None = None,
+    text_sha256: str = "",
+    progress: Callable[[], None] = lambda: None,
+) -> dict[str, ColumnSums]:
+    """The sums of squares of every column's inputs, of each matrix of the layers and of the head.
+
+    windows      int64 (n, positions) of tokens; every position counts
+    covariance   folder that gets the second moments of each layer, one file a layer, as the layer is done; all windows
+                 then run side by side, so that their hidden states have to fit into memory
+    text_sha256  kept in those files
+    progress     called once for each layer of each group of windows
+    """
+    sums = _Sums()
+    for group in [windows] if covariance else list(groups(windows, weights.network.hidden)):
+        moments = _Moments(covariance, text_sha256) if covariance else None
+
+        def observe(name: str, x: Tensor, moments: _Moments | None = moments) -> None:
+            sums.add(name, x)
+            if moments is not None:
+                moments.add(name, x)
+
+        with torch.inference_mode():
+            last = run(weights, group, how, observe=observe, progress=progress)
+            sums.add(weights.head, last.flatten(0, 1))
+        if moments is not None:
+            moments.write()
+    return sums.by_name
+
+
+def moment_columns(model: Model) -> list[int]:
+    """The columns of each matrix of the layers, whose second moments `covariance` gets."""
+    return [shape[-1] for name, shape in model.tensors.items() if name.startswith("blk.") and len(shape) == 2]
+
+
+def n_collect_steps(weights: Weights, windows: npt.NDArray[np.int64], covariance: bool) -> int:
+    """How often collect() will call progress."""
+    n_groups = 1 if covariance else len(list(groups(windows, weights.network.hidden)))
+    return n_groups * weights.network.layers
+
+
+class _Sums:
+    def __init__(self) -> None:
+        self.by_name: dict[str, ColumnSums] = {}
+
+    def add(self, name: str, x: Tensor) -> None:
+        """x float32 (tokens, k)."""
+        squares = x.square().sum(dim=0, dtype=torch.float64).cpu().numpy()
+        before = self.by_name.get(name)
+        if before is not None:
+            squares = squares + before.sums
+        self.by_name[name] = ColumnSums(squares, (before.count if before else 0) + len(x))
+
+
+class _Moments:
+    """The second moments of the layer that is being computed; the layer before is written when the next begins."""
+
+    def __init__(self, folder: Path, text_sha256: str) -> None:
+        self._folder, self._text = folder, text_sha256
+        self._layer = ""
+        self._sums: dict[str, Tensor] = {}
+        self._count = 0
+
+    def add(self, name: str, x: Tensor) -> None:
+        layer = ".".join(name.split(".")[:2])
+        if layer != self._layer:
+            self.write()
+            self._layer = layer
+        if name not in self._sums:
+            self._sums[name] = torch.zeros(x.shape[1], x.shape[1], device=x.device)
+            self._count = 0
+        self._count += len(x)
+        self._sums[name].addmm_(x.T, x)
+
+    def write(self) -> None:
+        if self._sums:
+            matrices = {name: sums.cpu().numpy() for name, sums in self._sums.items()}
+            write_layer(self._folder, self._layer, matrices, self._count, self._text)
+        self._sums = {}

@@ -1,0 +1,97 @@
+"""Measure models on the same windows of text, side by side, a group of windows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from quantkit.evaluate.network import Arithmetic, Weights, run
+from quantkit.evaluate.score import SLAB_TOKENS, Scores, score
+
+GROUP_BYTES = 256 << 20  # of the hidden states of one group: the memory of a measurement beside one layer
+MIN_GROUP = 8  # windows; with fewer, reading the weights again for every group would cost more than computing
+
+
+@dataclass
+class Measurement:
+    """What has been measured so far: finished groups of windows.
+
+    windows   asked for
+    n_done    finished
+    scored    positions of a window that are scored
+    scores    of each model, in the order of the windows
+    """
+
+    windows: int
+    scored: int
+    n_done: int = 0
+    _parts: list[list[Scores]] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        return self.n_done == self.windows
+
+    def add(self, parts: list[Scores]) -> None:
+        self._parts.append(parts)
+        self.n_done += len(parts[0].nll) // self.scored
+
+    def scores(self, i: int) -> Scores:
+        """All scores of model i, float64 (n_done * scored,)."""
+        parts = [group[i] for group in self._parts]
+        kld = [part.kld for part in parts if part.kld is not None]
+        agree = [part.agree for part in parts if part.agree is not None]
+        return Scores(
+            np.concatenate([part.nll for part in parts]),
+            np.concatenate(kld) if kld else None,
+            np.concatenate(agree) if agree else None,
+        )
+
+
+def measure(
+    models: Sequence[Weights],
+    windows: npt.NDArray[np.int64],
+    how: Arithmetic,
+    *,
+    has_base: bool,
+    progress: Callable[[], None] = lambda: None,
+) -> Iterator[Measurement]:
+    """The measurement after each group of windows; the last one is complete.
+
+    models    of one vocabulary; the first is the base of the others if has_base
+    windows   int64 (n, positions) of tokens; the second half of each is scored
+    progress  called n_steps() times in all
+    """
+    n_positions = windows.shape[1]
+    first, last = n_positions // 2, n_positions - 1  # each of these positions predicts the token after it
+    result = Measurement(len(windows), last - first)
+    for group in groups(windows, models[0].network.hidden):
+        states = [_states(model, group, how, slice(first, last), progress) for model in models]
+        targets = group[:, first + 1 :].reshape(-1)
+        result.add(score(models, states, targets, how, has_base=has_base, progress=progress))
+        yield result
+
+
+def n_steps(models: Sequence[Weights], windows: npt.NDArray[np.int64]) -> int:
+    """How often measure() will call progress."""
+    network = models[0].network
+    n_slabs = -(-network.vocabulary // SLAB_TOKENS)
+    return len(list(groups(windows, network.hidden))) * (len(models) * network.layers + n_slabs)
+
+
+def _states(
+    model: Weights, group: npt.NDArray[np.int64], how: Arithmetic, scored: slice, progress: Callable[[], None]
+) -> Tensor:
+    with torch.inference_mode():
+        return run(model, group, how, progress=progress)[:, scored].flatten(0, 1).contiguous()
+
+
+def groups(windows: npt.NDArray[np.int64], hidden: int) -> Iterator[npt.NDArray[np.int64]]:
+    """The windows a few at a time, so that a group's hidden states stay within GROUP_BYTES."""
+    size = max(MIN_GROUP, GROUP_BYTES // (windows.shape[1] * hidden * 4))
+    for start in range(0, len(windows), size):
+        yield windows[start : start + size]

@@ -1,0 +1,204 @@
+"""The network of the Phi-3 kind in torch, one layer at a time: a layer's matrices are there while they are used.
+
+    x = embedding
+    x += output(attention(rotate(qkv(norm(x)))));  x += down(silu(gate(norm(x))) * up(norm(x)))      each layer
+    logits = head(norm(x))
+
+Every norm is x / rms(x) times a weight, the heads of a query group share a key, and a position sees those before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn.functional import linear, scaled_dot_product_attention, silu
+
+from quantkit.arch import Network
+from quantkit.errors import NotFiniteError, UsageError
+from quantkit.evaluate.activations import Activations, rounding
+from quantkit.evaluate.model import EMBEDDING, LAST_NORM, F32Array, Rotation
+from quantkit.qtypes import QType
+
+BATCH_BYTES = 256 << 20  # the widest of what a layer computes at once
+
+Observer = Callable[[str, Tensor], None]  # (GGUF name of a matrix, its exact input float32 (tokens, k))
+
+
+class Weights(Protocol):
+    """Where a network gets its weights: a Model, or what stands in for one."""
+
+    path: Path
+    network: Network
+    epsilon: float
+    rotation: Rotation
+
+    @property
+    def head(self) -> str: ...
+
+    def qtype(self, name: str) -> QType: ...
+
+    def matrix(self, name: str, start: int = 0, stop: int | None = None) -> F32Array: ...
+
+    def embed(self, ids: npt.NDArray[np.int64]) -> F32Array: ...
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """How a network is computed.
+
+    activations  what matrices are multiplied by: exact, or as llama.cpp's CPU backend rounds it
+    dtype        of the layers' matrix products and attention; all else, and the head, is float32
+    device       torch's name
+    """
+
+    activations: Activations = "f32"
+    dtype: torch.dtype = torch.float32
+    device: str = "cpu"
+
+
+DTYPES: Mapping[str, torch.dtype] = {"f32": torch.float32, "bf16": torch.bfloat16}
+
+
+def arithmetic(activations: Activations, dtype: str, device: str) -> Arithmetic:
+    """An Arithmetic by the names of its parts, dtype one of DTYPES; raises UsageError where torch lacks the device."""
+    try:
+        torch.zeros(1, dtype=torch.float64, device=device).item()
+    except (AssertionError, RuntimeError, TypeError) as error:
+        raise UsageError(f"torch cannot use the device {device!r}", found=str(error).partition("\n")[0]) from None
+    return Arithmetic(activations, DTYPES[dtype], device)
+
+
+def run(
+    weights: Weights,
+    ids: npt.NDArray[np.int64],
+    how: Arithmetic,
+    *,
+    observe: Observer | None = None,
+    progress: Callable[[], None] = lambda: None,
+) -> Tensor:
+    """What the head is given at every position.
+
+    ids       int64 (windows, positions); each window starts from nothing
+    observe   sees the input of every matrix of the layers, some windows at a time
+    progress  called after each layer
+    returns   float32 (windows, positions, hidden), after the last norm
+    raises    NotFiniteError  values stop being finite (names where: a layer, or what comes before or after them)
+    """
+    network = weights.network
+    x = torch.from_numpy(weights.embed(ids.reshape(-1))).to(how.device).view(*ids.shape, network.hidden)
+    _check_finite(x, weights, EMBEDDING)
+    turn = _Turn(weights.rotation, ids.shape[1], how)
+    batch = max(1, BATCH_BYTES // (max(network.gate_up_rows, network.qkv_rows) * ids.shape[1] * 4))
+    for i in range(network.layers):
+        layer = _Layer(weights, i, how, observe)
+        layer.attend(x.split(batch), turn)
+        layer.feed_forward(x.split(batch))
+        _check_finite(x, weights, f"blk.{i}")
+        progress()
+    last = _norm(x, _vector(weights, LAST_NORM, how), weights.epsilon)
+    _check_finite(last, weights, LAST_NORM)
+    return last
+
+
+def _check_finite(x: Tensor, weights: Weights, where: str) -> None:
+    if not bool(torch.isfinite(x).all()):
+        raise NotFiniteError("here values stop being finite numbers", file=weights.path, tensor=where)
+
+
+def head_rows(weights: Weights, how: Arithmetic, start: int, stop: int) -> Callable[[Tensor], Tensor]:
+    """The head for tokens start to stop: float32 (n, hidden) -> logits float32 (n, stop - start)."""
+    exact = replace(how, dtype=torch.float32)  # bfloat16 would keep three digits of each logit
+    return _Matrix(weights, weights.head, exact, rows=(start, stop))
+
+
+class _Matrix:
+    """A matrix, or rows of one, ready to be multiplied by."""
+
+    def __init__(
+        self,
+        weights: Weights,
+        name: str,
+        how: Arithmetic,
+        observe: Observer | None = None,
+        rows: tuple[int, int | None] = (0, None),
+    ) -> None:
+        self._name = name
+        self._observe = observe
+        self._rounded = rounding(how.activations, weights.qtype(name))
+        self._values = torch.from_numpy(weights.matrix(name, *rows)).to(how.device, how.dtype)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(..., k) -> (..., n) in the dtype of the arithmetic."""
+        x = x.float()
+        if self._observe is not None:
+            self._observe(self._name, x.flatten(0, -2))
+        return linear(self._rounded(x).to(self._values.dtype), self._values)
+
+
+class _Layer:
+    """One layer. Its halves add what they compute to x, parts of (windows, positions, hidden); each loads its matrices
+    and lets them go."""
+
+    def __init__(self, weights: Weights, i: int, how: Arithmetic, observe: Observer | None) -> None:
+        self._weights, self._i, self._how, self._observe = weights, i, how, observe
+
+    def attend(self, parts: tuple[Tensor, ...], turn: _Turn) -> None:
+        network = self._weights.network
+        norm, qkv, output = self._vector("attn_norm"), self._matrix("attn_qkv"), self._matrix("attn_output")
+        heads = (network.heads, network.kv_heads, network.kv_heads)
+        for x in parts:
+            split = qkv(self._norm(x, norm)).unflatten(-1, (sum(heads), network.head_width))
+            query, key, value = split.transpose(1, 2).split(heads, dim=1)  # (windows, heads, positions, head_width)
+            seen = scaled_dot_product_attention(
+                turn(query), turn(key), value, is_causal=True, enable_gqa=network.n_gqa > 1
+            )
+            x += output(seen.transpose(1, 2).flatten(-2))
+
+    def feed_forward(self, parts: tuple[Tensor, ...]) -> None:
+        norm, gate_up, down = self._vector("ffn_norm"), self._matrix("ffn_up"), self._matrix("ffn_down")
+        for x in parts:
+            gate, up = gate_up(self._norm(x, norm)).chunk(2, dim=-1)
+            x += down(silu(gate) * up)
+
+    def _matrix(self, name: str) -> _Matrix:
+        return _Matrix(self._weights, f"blk.{self._i}.{name}.weight", self._how, self._observe)
+
+    def _vector(self, name: str) -> Tensor:
+        return _vector(self._weights, f"blk.{self._i}.{name}.weight", self._how)
+
+    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        return _norm(x, weight, self._weights.epsilon)
+
+
+class _Turn:
+    """The rotation of queries and keys: of the pairs (i, i + rotated / 2) of each head, by position times frequency."""
+
+    def __init__(self, rotation: Rotation, n_positions: int, how: Arithmetic) -> None:
+        angles = np.outer(np.arange(n_positions), rotation.inverse_frequencies)
+        self._cosine, self._sine = (
+            torch.from_numpy((wave(angles) * rotation.factor).astype(np.float32)).to(how.device)
+            for wave in (np.cos, np.sin)
+        )
+        self._half = angles.shape[1]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(..., positions, head_width), likewise."""
+        a, b, rest = x.float().split((self._half, self._half, x.shape[-1] - 2 * self._half), dim=-1)
+        cosine, sine = self._cosine, self._sine
+        return torch.cat((a * cosine - b * sine, b * cosine + a * sine, rest), dim=-1).to(x.dtype)
+
+
+def _vector(weights: Weights, name: str, how: Arithmetic) -> Tensor:
+    return torch.from_numpy(weights.matrix(name)[0]).to(how.device)
+
+
+def _norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """x / rms(x) times a weight, in float32."""
+    return weight * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + epsilon))
