@@ -21,6 +21,7 @@ COMMANDS = {
     "plan": ("quantkit.cli.plan", "Say how large the files will be."),
     "inspect": ("quantkit.cli.inspect", "Show what a GGUF file holds."),
     "eval": ("quantkit.cli.eval", "Measure what a quantized file lost."),
+    "sweep": ("quantkit.cli.sweep", "Measure every type and pick the best that fits."),
     "imatrix": ("quantkit.cli.imatrix", "Collect how much each column of a matrix counts."),
     "bench": ("quantkit.cli.bench", "Measure the kernels on this machine."),
     "completion": ("quantkit.cli.completion", "Print a shell's completion script."),
@@ -53,6 +54,7 @@ def cli() -> None:
     quantkit convert my-phi-4 -t Q4_K_M -t Q8_0     two files from one reading
     quantkit inspect my-phi-4-Q4_K_M.gguf           what a file holds
     quantkit eval my-phi-4-Q4_K_M.gguf --base my-phi-4     what it lost
+    quantkit sweep my-phi-4 --vram 12GiB -o out/    the best file for a card
     """
 
 

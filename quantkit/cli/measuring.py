@@ -1,4 +1,4 @@
-"""Options that `eval` and `imatrix` share: the text, its windows, the arithmetic."""
+"""Options that `eval`, `sweep` and `imatrix` share: the text, its windows, the arithmetic."""
 
 from __future__ import annotations
 

@@ -1,11 +1,15 @@
-"""What `plan` says of memory: which types fit where, and what they need."""
+"""What a run of llama.cpp needs: the options that describe one, and what `plan` says of its memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
+import click
+
+from quantkit.cli.sizes import OVERHEAD
 from quantkit.cli.talk import size, table
 
 if TYPE_CHECKING:
@@ -13,6 +17,30 @@ if TYPE_CHECKING:
     from quantkit.outline import Outline
 
 LEGEND = "Under a card's size: what is left on it; or no, and with how many tokens of context the type would fit."
+
+
+_RUN_OPTIONS = (
+    click.option(
+        "--kv-type",
+        type=click.Choice(["f16", "q8_0", "q4_0"]),
+        default="f16",
+        help="Type of the KV cache.  [default: f16]",
+    ),
+    click.option("--parallel", type=int, default=1, help="Sequences at once, each with its own cache.  [default: 1]"),
+    click.option("--ubatch", type=int, default=512, help="Tokens computed at once.  [default: 512]"),
+    click.option("--gpu-layers", type=int, help="As llama.cpp's -ngl; 0 is a run without a card.  [default: all]"),
+    click.option(
+        "--overhead",
+        type=OVERHEAD,
+        default="512MiB",
+        help="What driver and backend take of the card.  [default: 512MiB]",
+    ),
+)
+
+
+def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of a command that say, beside the context, how llama.cpp is run: the arguments of memory.Run."""
+    return reduce(lambda decorated, option: option(decorated), reversed(_RUN_OPTIONS), command)
 
 
 @dataclass(frozen=True)

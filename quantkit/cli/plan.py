@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from quantkit.cli.completion import complete_recipe, complete_type
-from quantkit.cli.memory import LEGEND, Need, describe, needs_of
-from quantkit.cli.sizes import MEMORY, OVERHEAD
+from quantkit.cli.memory import LEGEND, Need, describe, needs_of, run_options
+from quantkit.cli.sizes import MEMORY
 from quantkit.cli.talk import Talk, size, table
 from quantkit.errors import UsageError
 
@@ -48,15 +48,7 @@ USUAL_CONTEXT = 16384
     multiple=True,
     help=f"Tokens of each sequence; may be repeated.  [default: the model's, at most {USUAL_CONTEXT}]",
 )
-@click.option(
-    "--kv-type", type=click.Choice(["f16", "q8_0", "q4_0"]), default="f16", help="Type of the KV cache.  [default: f16]"
-)
-@click.option("--parallel", type=int, default=1, help="Sequences at once, each with its own cache.  [default: 1]")
-@click.option("--ubatch", type=int, default=512, help="Tokens computed at once.  [default: 512]")
-@click.option("--gpu-layers", type=int, help="As llama.cpp's -ngl; 0 is a run without a card.  [default: all]")
-@click.option(
-    "--overhead", type=OVERHEAD, default="512MiB", help="What driver and backend take of the card.  [default: 512MiB]"
-)
+@run_options
 @click.option("--tensors", is_flag=True, help="The type of every tensor.")
 @click.option("--json", "as_json", is_flag=True, help="Everything as JSON on stdout.")
 def command(

@@ -16,9 +16,11 @@ from quantkit.evaluate.activations import Activations
 from quantkit.evaluate.baseline import Baseline, Finding, read_baseline, write_baseline
 from quantkit.evaluate.collect import collect, moment_columns, n_collect_steps
 from quantkit.evaluate.evaluation import Sample, conditions, evaluate, sample
-from quantkit.evaluate.measure import n_steps
+from quantkit.evaluate.measure import groups, measure_group, n_group_steps, n_scored, n_steps
 from quantkit.evaluate.model import Model, open_model
 from quantkit.evaluate.network import Arithmetic, arithmetic
+from quantkit.evaluate.score import Scores
+from quantkit.evaluate.statistics import summary
 from quantkit.evaluate.text import Text, read_text, shipped
 
 __all__ = [
@@ -28,18 +30,24 @@ __all__ = [
     "Finding",
     "Model",
     "Sample",
+    "Scores",
     "Text",
     "arithmetic",
     "collect",
     "conditions",
     "evaluate",
+    "groups",
+    "measure_group",
     "moment_columns",
     "n_collect_steps",
+    "n_group_steps",
+    "n_scored",
     "n_steps",
     "open_model",
     "read_baseline",
     "read_text",
     "sample",
     "shipped",
+    "summary",
     "write_baseline",
 ]

@@ -46,7 +46,7 @@ def collect(
                 moments.add(name, x)
 
         with torch.inference_mode():
-            last = run(weights, group, how, observe=observe, progress=progress)
+            (last,) = run([weights], group, how, observe=observe, progress=progress)
             sums.add(weights.head, last.flatten(0, 1))
         if moments is not None:
             moments.write()

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from quantkit.arch import Network
 from quantkit.evaluate.network import Arithmetic, Weights, run
 from quantkit.evaluate.score import SLAB_TOKENS, Scores, score
 
@@ -66,28 +67,51 @@ def measure(
     windows   int64 (n, positions) of tokens; the second half of each is scored
     progress  called n_steps() times in all
     """
-    n_positions = windows.shape[1]
-    first, last = n_positions // 2, n_positions - 1  # each of these positions predicts the token after it
-    result = Measurement(len(windows), last - first)
+    result = Measurement(len(windows), n_scored(windows.shape[1]))
     for group in groups(windows, models[0].network.hidden):
-        states = [_states(model, group, how, slice(first, last), progress) for model in models]
-        targets = group[:, first + 1 :].reshape(-1)
-        result.add(score(models, states, targets, how, has_base=has_base, progress=progress))
+        result.add(measure_group(models, group, how, has_base=has_base, together=False, progress=progress))
         yield result
+
+
+def measure_group(
+    models: Sequence[Weights],
+    group: npt.NDArray[np.int64],
+    how: Arithmetic,
+    *,
+    has_base: bool,
+    together: bool,
+    progress: Callable[[], None] = lambda: None,
+) -> list[Scores]:
+    """The scores of each model in one group of windows, the same to the bit whichever other models are there.
+
+    together   run the models side by side, so that what they share is read once, and all their hidden states have to
+               fit into memory; else one after another
+    the rest   as of measure()
+    """
+    scored = slice(group.shape[1] - 1 - n_scored(group.shape[1]), group.shape[1] - 1)
+    states: list[Tensor] = []
+    with torch.inference_mode():
+        for some in [models] if together else [[model] for model in models]:
+            found = run(some, group, how, kept=scored, progress=progress)
+            states += [state.flatten(0, 1) for state in found]
+    targets = group[:, scored.start + 1 :].reshape(-1)
+    return score(models, states, targets, how, has_base=has_base, progress=progress)
+
+
+def n_scored(n_positions: int) -> int:
+    """Positions of a window that are scored: those of its second half that have a token after them."""
+    return n_positions - 1 - n_positions // 2
 
 
 def n_steps(models: Sequence[Weights], windows: npt.NDArray[np.int64]) -> int:
     """How often measure() will call progress."""
     network = models[0].network
-    n_slabs = -(-network.vocabulary // SLAB_TOKENS)
-    return len(list(groups(windows, network.hidden))) * (len(models) * network.layers + n_slabs)
+    return len(list(groups(windows, network.hidden))) * n_group_steps(network, len(models))
 
 
-def _states(
-    model: Weights, group: npt.NDArray[np.int64], how: Arithmetic, scored: slice, progress: Callable[[], None]
-) -> Tensor:
-    with torch.inference_mode():
-        return run(model, group, how, progress=progress)[:, scored].flatten(0, 1).contiguous()
+def n_group_steps(network: Network, n_models: int) -> int:
+    """How often measure_group() will call progress."""
+    return n_models * network.layers + -(-network.vocabulary // SLAB_TOKENS)
 
 
 def groups(windows: npt.NDArray[np.int64], hidden: int) -> Iterator[npt.NDArray[np.int64]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -113,6 +114,18 @@ class Model:
     def file_bytes(self) -> int:
         """Of all its files with weights."""
         return sum(shard.stat().st_size for shard in self._weights.shards)
+
+    @property
+    def shards(self) -> tuple[Path, ...]:
+        """Its files with weights."""
+        return tuple(self._weights.shards)
+
+    @cached_property
+    def network_sha256(self) -> str:
+        """Of all that decides what is computed with the weights: the network's keys, and its rotation."""
+        keys = {key: field.value for key, field in self.fields.items() if key.startswith(f"{self._family}.")}
+        facts = [self._family, keys, self.rotation.inverse_frequencies.tolist(), self.rotation.factor]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     @cached_property
     def sha256(self) -> str:

@@ -9,7 +9,7 @@ Every norm is x / rms(x) times a weight, the heads of a query group share a key,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -76,35 +76,51 @@ def arithmetic(activations: Activations, dtype: str, device: str) -> Arithmetic:
 
 
 def run(
-    weights: Weights,
+    models: Sequence[Weights],
     ids: npt.NDArray[np.int64],
     how: Arithmetic,
     *,
+    kept: slice = slice(None),
     observe: Observer | None = None,
     progress: Callable[[], None] = lambda: None,
-) -> Tensor:
-    """What the head is given at every position.
+) -> list[Tensor]:
+    """What the head of each model is given at every position.
 
+    models    of one network.  They go through it side by side, half a layer at a time, so that what they share of it
+              has to be read once; each computes what it would alone
     ids       int64 (windows, positions); each window starts from nothing
+    kept      the positions that are returned
     observe   sees the input of every matrix of the layers, some windows at a time
-    progress  called after each layer
-    returns   float32 (windows, positions, hidden), after the last norm
+    progress  called after each layer of each model
+    returns   of each model float32 (windows, positions kept, hidden), after the last norm
     raises    NotFiniteError  values stop being finite (names where: a layer, or what comes before or after them)
     """
-    network = weights.network
-    x = torch.from_numpy(weights.embed(ids.reshape(-1))).to(how.device).view(*ids.shape, network.hidden)
-    _check_finite(x, weights, EMBEDDING)
-    turn = _Turn(weights.rotation, ids.shape[1], how)
+    network = models[0].network
+    states = [_embedded(weights, ids, how) for weights in models]
+    turns = [_Turn(weights.rotation, ids.shape[1], how) for weights in models]
     batch = max(1, BATCH_BYTES // (max(network.gate_up_rows, network.qkv_rows) * ids.shape[1] * 4))
     for i in range(network.layers):
-        layer = _Layer(weights, i, how, observe)
-        layer.attend(x.split(batch), turn)
-        layer.feed_forward(x.split(batch))
-        _check_finite(x, weights, f"blk.{i}")
-        progress()
+        layers = [_Layer(weights, i, how, observe) for weights in models]
+        for layer, x, turn in zip(layers, states, turns, strict=True):
+            layer.attend(x.split(batch), turn)
+        for layer, x, weights in zip(layers, states, models, strict=True):
+            layer.feed_forward(x.split(batch))
+            _check_finite(x, weights, f"blk.{i}")
+            progress()
+    states.reverse()  # each is let go as soon as its last norm is taken
+    return [_last(weights, states.pop(), how, kept) for weights in models]
+
+
+def _embedded(weights: Weights, ids: npt.NDArray[np.int64], how: Arithmetic) -> Tensor:
+    x = torch.from_numpy(weights.embed(ids.reshape(-1))).to(how.device).view(*ids.shape, weights.network.hidden)
+    _check_finite(x, weights, EMBEDDING)
+    return x
+
+
+def _last(weights: Weights, x: Tensor, how: Arithmetic, kept: slice) -> Tensor:
     last = _norm(x, _vector(weights, LAST_NORM, how), weights.epsilon)
     _check_finite(last, weights, LAST_NORM)
-    return last
+    return last[:, kept].contiguous()
 
 
 def _check_finite(x: Tensor, weights: Weights, where: str) -> None:

@@ -22,6 +22,10 @@ ANSWERS = {
     "eval a.gguf --act": ["--activations"],
     "eval a.gguf --activations ": ["f32", "q8"],
     "imatrix folder --dtype b": ["bf16"],
+    "sw": ["sweep"],
+    "sweep folder --sh": ["--shard"],
+    "sweep folder --kv-type q": ["q8_0", "q4_0"],
+    "sweep folder --recipe classic -t Q2": ["Q2_K", "Q2_K_S"],
     "bench -t q4": ["Q4_0", "Q4_1", "Q4_K"],
     "convert --spl": ["--split-max-size"],
     "convert -t Q4": ["Q4_0", "Q4_1", "Q4_K_M", "Q4_K_S"],
@@ -42,6 +46,9 @@ FILES = (
     "eval m --base b",
     "eval m --check c",
     "imatrix f -o i",
+    "sweep f",
+    "sweep folder -o o",
+    "sweep folder --imatrix i",
 )
 
 

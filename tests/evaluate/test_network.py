@@ -38,7 +38,7 @@ def ids(model: Model) -> NDArray[np.int64]:
 
 def our_nll(model: Model, ids: NDArray[np.int64], how: Arithmetic = EXACT) -> NDArray[np.float64]:
     with torch.inference_mode():
-        states = run(model, ids, how)[:, :-1].flatten(0, 1)
+        states = run([model], ids, how)[0][:, :-1].flatten(0, 1)
         (scores,) = score([model], [states], ids[:, 1:].reshape(-1), how, has_base=False)
     return scores.nll
 

@@ -1,0 +1,203 @@
+"""`quantkit sweep`."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from quantkit.cli.completion import complete_recipe, complete_type
+from quantkit.cli.measuring import measuring_options
+from quantkit.cli.memory import run_options
+from quantkit.cli.sizes import MEMORY
+from quantkit.cli.talk import Talk, size, table
+from quantkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from quantkit.sweep import Request, Shard, Sweep
+
+
+@click.command("sweep", short_help="Measure every type and pick the best that fits.")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("--vram", type=MEMORY, required=True, help="Memory of the card: 12GiB, 12GB.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder for all that comes of it.")
+@click.option(
+    "-t",
+    "--type",
+    "types",
+    multiple=True,
+    shell_complete=complete_type,
+    help="Preset; may be repeated.  [default: all that fit, and the next larger]",
+)
+@click.option(
+    "--recipe",
+    default="llama.cpp",
+    shell_complete=complete_recipe,
+    help="Family of the presets, or a TOML file.  [default: llama.cpp]",
+)
+@click.option("--imatrix", type=click.Path(path_type=Path), help="Importance matrix, as for convert.")
+@click.option("--ctx", "context", type=int, help="Tokens of each sequence.  [default: the model's, at most 16384]")
+@run_options
+@measuring_options("eval.txt")
+@click.option("--shard", "shard_text", metavar="I/N", help="Measure every N-th candidate, from the I-th on, and stop.")
+@click.option("--merge", is_flag=True, help="Measure nothing: report what the shards have left in the folder.")
+@click.option("--no-write", is_flag=True, help="Do not write the file that is picked.")
+@click.option("--json", "as_json", is_flag=True, help="The report as JSON on stdout.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress, no table.")
+def command(
+    source: Path,
+    vram: int,
+    output: Path,
+    types: Sequence[str],
+    recipe: str,
+    imatrix: Path | None,
+    context: int | None,
+    kv_type: str,
+    parallel: int,
+    ubatch: int,
+    gpu_layers: int | None,
+    overhead: int,
+    texts: Sequence[str],
+    window: int,
+    windows: int | None,
+    dtype: str,
+    device: str,
+    shard_text: str | None,
+    merge: bool,
+    no_write: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Measure what every type would lose of SOURCE, pick the best that fits a card, and write that one.
+
+    Candidates are packed and unpacked in memory while the layers go by, so the source is read once for all of them.
+    Each measurement is kept in the folder: a second run, one with more types, or one after a kill measures only what
+    is missing.
+
+    \b
+    quantkit sweep my-phi-4 --vram 12GiB --ctx 16384 -o out/
+    quantkit sweep my-phi-4 --vram 12GiB --ctx 16384 -o out/ --shard 1/4     one of four machines
+    quantkit sweep my-phi-4 --vram 12GiB --ctx 16384 -o out/ --merge         their folders copied together
+    """
+    if gpu_layers == 0:
+        raise UsageError("--vram with --gpu-layers 0", hint="a run without a card has no use for one")
+    if shard_text is not None and merge:
+        raise UsageError("--shard measures and --merge does not: take one of them")
+    from quantkit.evaluate import arithmetic, read_text
+    from quantkit.sweep import Request, Sweep
+
+    talk = Talk(quiet)
+    shard = _shard(shard_text) if shard_text is not None else None
+    request = Request(
+        source,
+        output,
+        vram,
+        context,
+        {
+            "kv_type": kv_type,
+            "parallel": parallel,
+            "ubatch": ubatch,
+            "gpu_layers": gpu_layers,
+            "overhead_bytes": overhead,
+        },
+        types,
+        recipe,
+        imatrix,
+        read_text(texts) if texts else None,
+        window,
+        windows,
+        arithmetic("f32", dtype, device),
+    )
+    with Sweep.open(request, talk.warn) as sweep:
+        if not merge:
+            _measure(sweep, shard, talk)
+        if shard:
+            names = ", ".join(candidate.output.name for candidate in sweep.share(shard)) or "nothing"
+            talk.say(f"shard {shard.number} of {shard.count} has measured {names}")
+            talk.say(f"next: the same command with --merge, when all shards have, and their {output} is one folder")
+            return
+        _finish(sweep, request, not no_write, talk, as_json)
+
+
+def _measure(sweep: Sweep, shard: Shard | None, talk: Talk) -> None:
+    n_missing = sweep.n_missing(shard)
+    if not n_missing:
+        talk.say("everything is measured already")
+        return
+    talk.say(f"{n_missing} measurements to make, in about {size(sweep.memory_bytes(shard))} of memory")
+    with talk.progress("measuring", sweep.n_steps(shard), of_bytes=False) as progress:
+        sweep.measure(shard, lambda: progress(1))
+
+
+def _finish(sweep: Sweep, request: Request, write: bool, talk: Talk, as_json: bool) -> None:
+    """Report, and write the file that is picked."""
+    from quantkit.sweep.report import write_report
+
+    report = sweep.report()
+    write_report(request.out, report)
+    plan, path = sweep.chosen_plan()
+    if as_json:
+        click.echo(json.dumps(report, indent=2))
+    elif not talk.quiet:
+        _show(report)
+    if not write:
+        talk.say(f"next: {_command(request, report['pick']['type'], path)}")
+        return
+    if sweep.is_written(plan, path):
+        talk.say(f"{path} is there already")
+    else:
+        with talk.progress("converting", plan.source_bytes) as progress:
+            sweep.write(plan, path, progress)
+        talk.say(f"wrote {path}")
+    talk.say(f"next: llama-server -m {path} -c {sweep.run.context * sweep.run.parallel}")
+
+
+def _command(request: Request, name: str, path: Path) -> str:
+    """The command that writes the file that was picked."""
+    kind = f"--recipe {request.recipe}" if request.recipe.endswith(".toml") else f"-t {name}"
+    family = f" --recipe {request.recipe}" if request.recipe not in ("llama.cpp",) and kind.startswith("-t") else ""
+    imatrix = f" --imatrix {request.imatrix}" if request.imatrix else ""
+    return f"quantkit convert {request.source} {kind}{family}{imatrix} -o {path}"
+
+
+def _shard(text: str) -> Shard:
+    """The shard that I/N names; raises UsageError."""
+    from quantkit.sweep import Shard
+
+    found = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text, re.ASCII)
+    if found is None:
+        raise UsageError("--shard takes I/N", expected="1/4 for the first of four", found=text)
+    return Shard(int(found[1]), int(found[2]))
+
+
+def _show(report: dict[str, Any]) -> None:
+    rows = [("type", "file", "bits/weight", "on the card", "PPL", "KLD", "99 %", "same top", "")]
+    base = report["base"]
+    rows.append(("base", size(report["source_bytes"]), "", "", f"{base['ppl']:.4f}", "", "", "", ""))
+    for candidate in report["candidates"]:
+        memory, kld = candidate["memory"], candidate["kld"]
+        chosen = candidate["type"] == report["pick"]["type"]
+        rows.append(
+            (
+                candidate["type"],
+                size(candidate["file_bytes"]),
+                f"{candidate['bits_per_weight']:.2f}",
+                size(memory["card_bytes"]),
+                f"{candidate['ppl']:.4f}",
+                f"{kld['mean']:.5f} ± {kld['stderr']:.5f}",
+                f"{kld['p99']:.4f}",
+                f"{100 * candidate['same_top']:.2f} %",
+                "picked" if chosen else "" if memory["fits"] else "does not fit",
+            )
+        )
+    click.echo(table(rows))
+    click.echo(
+        f"{report['windows']} windows of {report['window']} tokens, the second half of each scored; text "
+        f"{', '.join(report['text'])} (sha256 {report['text_sha256'][:16]}); {report['dtype']} on {report['device']}; "
+        "KLD in nats"
+    )
+    click.echo(f"\n{report['pick']['sentence']}")

@@ -1,0 +1,10 @@
+"""Measure every quant of a checkpoint without writing one, keep what was measured, and choose what fits a card."""
+
+from __future__ import annotations
+
+from quantkit.sweep.cost import memory_bytes
+from quantkit.sweep.pick import Option, Pick, pick
+from quantkit.sweep.request import Request, Shard
+from quantkit.sweep.sweep import Sweep, sweep
+
+__all__ = ["Option", "Pick", "Request", "Shard", "Sweep", "memory_bytes", "pick", "sweep"]

@@ -1,0 +1,186 @@
+"""`quantkit sweep` as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import small
+
+from quantkit.cli import main, plan
+from quantkit.errors import BugError
+from quantkit.sweep import request
+
+CARD = ("--vram", "3MiB", "--overhead", "0MiB", "--ubatch", "64", "--ctx", "1024")
+QUICK = (*CARD, "--window", "32", "--windows", "4")
+TYPES = ("-t", "Q2_K", "-t", "Q4_K_M", "-t", "Q8_0")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small.write(tmp_path_factory.mktemp("sweep") / "small", edit_tensors=small.lively)
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """Exit code, stdout, stderr."""
+    with pytest.raises(SystemExit) as ended:
+        main(["sweep", *map(str, arguments)])
+    out, err = capsys.readouterr()
+    return int(ended.value.code or 0), out, err
+
+
+def test_a_table_and_the_file(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out_folder = tmp_path / "out"
+    code, out, err = run(capsys, source, *TYPES, *QUICK, "-o", out_folder)
+    assert code == 0, err
+    title, base, q2_k, q4_k_m, q8_0, how, _, sentence = out.splitlines()
+    assert title.startswith("type") and "KLD" in title and "on the card" in title
+    assert [line.split()[0] for line in (base, q2_k, q4_k_m, q8_0)] == ["base", "Q2_K", "Q4_K_M", "Q8_0"]
+    assert q4_k_m.endswith("picked") and q8_0.endswith("does not fit") and q2_k.endswith("%")
+    assert how.startswith("4 windows of 32 tokens") and "eval.txt" in how
+    assert sentence.startswith("Q4_K_M is the best that fits: 2.6 MiB of 3.0 MiB") and "Q8_0 would fit" in sentence
+    file = out_folder / "small-Q4_K_M.gguf"
+    first, wrote, following = err.splitlines()
+    assert first.startswith("4 measurements to make, in about ")
+    assert (wrote, following) == (f"wrote {file}", f"next: llama-server -m {file} -c 1024")
+    assert {path.name for path in out_folder.iterdir()} == {"measurements", "report.json", "report.csv", file.name}
+
+    code, again, err = run(capsys, source, *TYPES, *QUICK, "-o", out_folder)
+    assert (code, again) == (0, out)
+    assert err.splitlines()[:2] == ["everything is measured already", f"{file} is there already"]
+
+
+def test_json_is_the_only_thing_on_stdout(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, source, *TYPES, *QUICK, "-o", tmp_path / "out", "--json", "-q")
+    assert (code, err) == (0, "")
+    report = json.loads(out)
+    assert report["schema"] == {"name": "quantkit.sweep", "version": 1}
+    assert report == json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["run"] == {
+        "context": 1024,
+        "kv_type": "f16",
+        "parallel": 1,
+        "ubatch": 64,
+        "gpu_layers": None,
+        "overhead_bytes": 0,
+    }
+    assert report["pick"]["type"] == "Q4_K_M" and report["pick"]["runner_up"] == "Q2_K"
+
+
+@pytest.mark.parametrize("family", ["llama.cpp", "classic"])
+def test_without_writing_it_says_the_command_that_does(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], family: str
+) -> None:
+    code, _, err = run(capsys, source, *TYPES, *QUICK, "-o", tmp_path / "out", "--no-write", "--recipe", family)
+    assert code == 0
+    assert not list((tmp_path / "out").glob("*.gguf"))
+    said = err.splitlines()[-1].removeprefix("next: ").split()
+    assert said[:2] == ["quantkit", "convert"]
+    with pytest.raises(SystemExit) as ended:
+        main([*said[1:], "-q"])
+    assert not ended.value.code
+    assert [path.name for path in (tmp_path / "out").glob("*.gguf")] == ["small-Q4_K_M.gguf"]
+    written = (tmp_path / "out" / "small-Q4_K_M.gguf").read_bytes()
+    run(capsys, source, *TYPES, *QUICK, "-o", tmp_path / "out", "--recipe", family)
+    assert (tmp_path / "out" / "small-Q4_K_M.gguf").read_bytes() == written
+
+
+def test_shards_and_merge(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    merged = tmp_path / "merged"
+    for shard in ("1/2", "2/2"):
+        out_folder = tmp_path / shard[0]
+        code, out, err = run(capsys, source, *TYPES, *QUICK, "-o", out_folder, "--shard", shard)
+        assert (code, out) == (0, "")
+        assert f"shard {shard[0]} of 2 has measured {'Q2_K, Q8_0' if shard[0] == '1' else 'Q4_K_M'}" in err
+        shutil.copytree(out_folder, merged, dirs_exist_ok=True)
+        code, out, err = run(capsys, source, *TYPES, *QUICK, "-o", merged, "--merge")
+        assert code == (65 if shard == "1/2" else 0), err
+    code, whole, _ = run(capsys, source, *TYPES, *QUICK, "-o", tmp_path / "whole")
+    assert (code, whole) == (0, out)
+    for name in ("report.json", "report.csv", "small-Q4_K_M.gguf"):
+        assert (tmp_path / "whole" / name).read_bytes() == (merged / name).read_bytes()
+
+
+# case: (arguments, exit code, words)
+CODES: dict[str, tuple[tuple[str, ...], int, str]] = {
+    "no card": (("SOURCE", "-o", "TMP/out"), 2, "--vram"),
+    "no folder": (("SOURCE", "--vram", "3MiB"), 2, "--output"),
+    "a card without a unit": (("SOURCE", "--vram", "12", "-o", "TMP/out"), 2, "not a size"),
+    "a run without a card": (("SOURCE", *CARD, "-o", "TMP/out", "--gpu-layers", "0"), 2, "--gpu-layers 0"),
+    "a shard that is none": (("SOURCE", *CARD, "-o", "TMP/out", "--shard", "2"), 2, "takes I/N"),
+    "a shard beyond": (("SOURCE", *CARD, "-o", "TMP/out", "--shard", "3/2"), 2, "no such shard"),
+    "a shard and all": (("SOURCE", *CARD, "-o", "TMP/out", "--shard", "1/2", "--merge"), 2, "take one of them"),
+    "no such type": (("SOURCE", *CARD, "-o", "TMP/out", "-t", "Q9"), 2, "unknown type"),
+    "needs importance": (("SOURCE", *CARD, "-o", "TMP/out", "-t", "Q2_K_S"), 2, "importance matrix"),
+    "nothing fits": (("SOURCE", "--vram", "1MiB", "-o", "TMP/out"), 3, "no candidate fits the card"),
+    "no source": (("TMP/none", *CARD, "-o", "TMP/out"), 65, "none"),
+    "no imatrix": (("SOURCE", *CARD, "-o", "TMP/out", "--imatrix", "TMP/none"), 65, "no such file"),
+    "no text": (("SOURCE", *CARD, "-o", "TMP/out", "--text", "TMP/none"), 65, "no such file"),
+    "nothing to merge": (("SOURCE", *QUICK, "-o", "TMP/out", "-t", "Q4_0", "--merge"), 65, "of the base, Q4_0"),
+    "no place for the folder": (("SOURCE", *QUICK, "-o", "TMP/none/out"), 73, "cannot be made"),
+}
+
+
+@pytest.mark.parametrize("case", CODES)
+def test_exit_codes(source: Path, tmp_path: Path, case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments, code, words = CODES[case]
+    placed = [part.replace("TMP", str(tmp_path)).replace("SOURCE", str(source)) for part in arguments]
+    found, out, err = run(capsys, *placed)
+    assert (found, out) == (code, ""), err
+    assert found != BugError.exit_code and words in err
+    assert not list(tmp_path.rglob("report.*"))
+
+
+# A signal to the process itself, as the second group of windows begins.
+SECOND_GROUP = """
+import os, signal, sys
+from quantkit.cli import main
+from quantkit.evaluate import measure
+from quantkit.sweep import sweep
+measure.MIN_GROUP, measure.GROUP_BYTES = 2, 0
+module = sys.modules["quantkit.sweep.sweep"]
+measure_group, calls = module.measure_group, iter(range(9))
+def signalled(*arguments, **options):
+    if next(calls) == 1:
+        os.kill(os.getpid(), signal.SIG{signal})
+    return measure_group(*arguments, **options)
+module.measure_group = signalled
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("signal", ["INT", "TERM"])
+def test_stopped_it_goes_on(source: Path, tmp_path: Path, signal: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["sweep", str(source), *TYPES, *QUICK, "-o", str(tmp_path / "out")]
+    command = [sys.executable, "-c", SECOND_GROUP.format(signal=signal), *arguments]
+    stopped = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (stopped.returncode, stopped.stdout) == (75, ""), stopped.stderr
+    assert stopped.stderr.endswith("error: stopped\nhint: the same command goes on from what is measured\n")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"measurements"}
+    went_on = subprocess.run(
+        [sys.executable, "-c", SECOND_GROUP.replace("== 1", "== 8").format(signal=signal), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert went_on.returncode == 0, went_on.stderr
+    assert went_on.stderr.startswith("4 measurements to make")
+    assert (tmp_path / "out" / "report.json").exists()
+
+
+def test_the_usual_context_is_that_of_plan() -> None:
+    assert request.USUAL_CONTEXT == plan.USUAL_CONTEXT
+
+
+@pytest.mark.parametrize("library", ["torch", "tokenizers"])
+def test_without_the_extra_it_says_how_to_have_it(source: Path, tmp_path: Path, library: str) -> None:
+    code = f"import sys; sys.modules[{library!r}] = None\nfrom quantkit.cli import main\nmain(sys.argv[1:])"
+    command = [sys.executable, "-c", code, "sweep", str(source), *QUICK, "-o", str(tmp_path / "out")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert f"measuring needs {library}" in result.stderr and "quantkit[eval]" in result.stderr
+    assert not list(tmp_path.iterdir())
