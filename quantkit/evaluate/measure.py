@@ -13,8 +13,9 @@ from torch import Tensor
 from quantkit.evaluate.network import Arithmetic, Weights, run
 from quantkit.evaluate.score import SLAB_TOKENS, Scores, score
 
-GROUP_BYTES = 256 << 20  # of the hidden states of one group: the memory of a measurement beside one layer
-MIN_GROUP = 8  # windows; with fewer, reading the weights again for every group would cost more than computing
+# Of one group: enough that reading the weights again for every group costs little beside computing; few enough that
+# their hidden states are small beside a layer, and that a stopped run has finished groups to show.
+GROUP_TOKENS = 8192
 
 
 @dataclass
@@ -69,7 +70,7 @@ def measure(
     n_positions = windows.shape[1]
     first, last = n_positions // 2, n_positions - 1  # each of these positions predicts the token after it
     result = Measurement(len(windows), last - first)
-    for group in groups(windows, models[0].network.hidden):
+    for group in groups(windows):
         states = [_states(model, group, how, slice(first, last), progress) for model in models]
         targets = group[:, first + 1 :].reshape(-1)
         result.add(score(models, states, targets, how, has_base=has_base, progress=progress))
@@ -80,7 +81,7 @@ def n_steps(models: Sequence[Weights], windows: npt.NDArray[np.int64]) -> int:
     """How often measure() will call progress."""
     network = models[0].network
     n_slabs = -(-network.vocabulary // SLAB_TOKENS)
-    return len(list(groups(windows, network.hidden))) * (len(models) * network.layers + n_slabs)
+    return len(list(groups(windows))) * (len(models) * network.layers + n_slabs)
 
 
 def _states(
@@ -90,8 +91,8 @@ def _states(
         return run(model, group, how, progress=progress)[:, scored].flatten(0, 1).contiguous()
 
 
-def groups(windows: npt.NDArray[np.int64], hidden: int) -> Iterator[npt.NDArray[np.int64]]:
-    """The windows a few at a time, so that a group's hidden states stay within GROUP_BYTES."""
-    size = max(MIN_GROUP, GROUP_BYTES // (windows.shape[1] * hidden * 4))
+def groups(windows: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:
+    """The windows a few at a time: GROUP_TOKENS, or one."""
+    size = max(1, GROUP_TOKENS // windows.shape[1])
     for start in range(0, len(windows), size):
         yield windows[start : start + size]
