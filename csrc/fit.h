@@ -246,41 +246,50 @@ INLINE void fit_scale(lane_f (*x)[MAX_RUN], lane_f (*w)[MAX_RUN], int groups, in
 }
 
 /* make_q3_quants: the same objective with w_i = x_i^2, from the plain inverse scale on by moving one code at a time,
- * at most five times through the run. code[i] - half is the code; an empty run has code 0. */
+ * at most five times through the run. code[i] - half is the code; an empty run has code 0. ggml ends after a round that
+ * moved nothing; n steps in a row that moved nothing are the same, wherever they began. In about nine steps of
+ * ten no lane of a group wants to move, so a branch leaves the rest of the step out. */
 INLINE void descend_scale(lane_f (*x)[MAX_RUN], int groups, int n, int half, lane_i (*code)[MAX_RUN], lane_f *scale) {
     const lane_f zero = splat(0);
-    lane_f w[GROUPS][MAX_RUN], wx[GROUPS][MAX_RUN], level[GROUPS][MAX_RUN];
+    lane_f level[GROUPS][MAX_RUN];                           /* each code, as a float */
+    lane_f own_lx[GROUPS][MAX_RUN], own_l2[GROUPS][MAX_RUN]; /* what it adds to the sums */
     lane_f sum_lx[GROUPS], sum_l2[GROUPS];
     lane_mask empty[GROUPS];
     for (int g = 0; g < groups; g++) {
         const lane_f inverse = (float)-half / find_peak(x[g], n, &empty[g]);
         sum_lx[g] = sum_l2[g] = zero;
         for (int i = 0; i < n; i++) {
-            w[g][i] = x[g][i] * x[g][i];
-            wx[g][i] = w[g][i] * x[g][i];
+            const lane_f w = x[g][i] * x[g][i];
             level[g][i] = within(nearest_float(inverse * x[g][i]), -half, half - 1);
-            sum_lx[g] += wx[g][i] * level[g][i];
-            sum_l2[g] += w[g][i] * level[g][i] * level[g][i];
+            own_lx[g][i] = w * x[g][i] * level[g][i];
+            own_l2[g][i] = w * level[g][i] * level[g][i];
+            sum_lx[g] += own_lx[g][i];
+            sum_l2[g] += own_l2[g][i];
         }
     }
-    for (int round = 0; round < 5; round++) {
-        lane_mask changed = lt(zero, zero); /* a lane in which nothing changed once will not change again */
-        for (int i = 0; i < n; i++) {
-            for (int g = 0; g < groups; g++) {
-                const lane_f from = level[g][i];
-                const lane_f rest_lx = sum_lx[g] - wx[g][i] * from;
-                const lane_f rest_l2 = sum_l2[g] - w[g][i] * from * from;
-                const lane_f to = within(nearest_float(x[g][i] * rest_l2 / rest_lx), -half, half - 1);
-                const lane_f lx = rest_lx + wx[g][i] * to, l2 = rest_l2 + w[g][i] * to * to;
-                lane_mask better = both(not_eq (to, from), both(gt(rest_lx, zero), gt(l2, zero)));
-                better = both(better, gt(lx * lx * sum_l2[g], sum_lx[g] * sum_lx[g] * l2));
-                level[g][i] = pick(better, to, from);
-                sum_lx[g] = pick(better, lx, sum_lx[g]);
-                sum_l2[g] = pick(better, l2, sum_l2[g]);
-                changed = either(changed, better);
-            }
+    for (int step = 0, unmoved = 0; step < 5 * n && unmoved < n; step++) {
+        const int i = step % n;
+        lane_f rest_lx[GROUPS], rest_l2[GROUPS], to[GROUPS];
+        lane_mask better[GROUPS];
+        unmoved++;
+        for (int g = 0; g < groups; g++) {
+            rest_lx[g] = sum_lx[g] - own_lx[g][i];
+            rest_l2[g] = sum_l2[g] - own_l2[g][i];
+            to[g] = within(nearest_float(x[g][i] * rest_l2[g] / rest_lx[g]), -half, half - 1);
+            better[g] = both(not_eq (to[g], level[g][i]), gt(rest_lx[g], zero));
         }
-        if (!any(changed)) break;
+        for (int g = 0; g < groups; g++) {
+            if (!any(better[g])) continue;
+            const lane_f w = x[g][i] * x[g][i], to_lx = w * x[g][i] * to[g], to_l2 = w * to[g] * to[g];
+            const lane_f lx = rest_lx[g] + to_lx, l2 = rest_l2[g] + to_l2;
+            better[g] = both(better[g], both(gt(l2, zero), gt(lx * lx * sum_l2[g], sum_lx[g] * sum_lx[g] * l2)));
+            level[g][i] = pick(better[g], to[g], level[g][i]);
+            own_lx[g][i] = pick(better[g], to_lx, own_lx[g][i]);
+            own_l2[g][i] = pick(better[g], to_l2, own_l2[g][i]);
+            sum_lx[g] = pick(better[g], lx, sum_lx[g]);
+            sum_l2[g] = pick(better[g], l2, sum_l2[g]);
+            if (any(better[g])) unmoved = 0;
+        }
     }
     for (int g = 0; g < groups; g++) {
         for (int i = 0; i < n; i++) code[g][i] = pick_i(empty[g], nearest(zero), nearest(level[g][i]) + half);

@@ -199,13 +199,16 @@ INLINE lane_f root(lane_f a) {
 #endif
 #endif
 
-/* Zipping the first half of the registers with the second, log2(LANES) times, transposes a square of them. */
+/* Zipping the first half of the registers with the second, log2(LANES) times, transposes a square of them. AVX2 zips
+ * only within halves of a register: there the halves change places first, then four registers zip as for 4 lanes. */
 #if LANES == 4
 #define ZIP_LOW 0, 4, 1, 5
 #define ZIP_HIGH 2, 6, 3, 7
 #elif LANES == 8
-#define ZIP_LOW 0, 8, 1, 9, 2, 10, 3, 11
-#define ZIP_HIGH 4, 12, 5, 13, 6, 14, 7, 15
+#define ZIP_LOW 0, 8, 1, 9, 4, 12, 5, 13
+#define ZIP_HIGH 2, 10, 3, 11, 6, 14, 7, 15
+#define LOW_HALVES 0, 1, 2, 3, 8, 9, 10, 11
+#define HIGH_HALVES 4, 5, 6, 7, 12, 13, 14, 15
 #elif LANES == 16
 #define ZIP_LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
 #define ZIP_HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
@@ -218,13 +221,22 @@ INLINE lane_f root(lane_f a) {
 
 /* a[i] lane j <-> a[j] lane i, for LANES registers. */
 INLINE void transpose(lane_f *a) {
-    for (int width = 1; width < LANES; width *= 2) {
-        lane_f zipped[LANES];
+    enum { SQUARE = LANES == 8 ? 4 : LANES };
+    lane_f moved[LANES];
+#if LANES == 8
+    for (int i = 0; i < 4; i++) {
+        moved[i] = SHUFFLE(a[i], a[i + 4], LOW_HALVES);
+        moved[i + 4] = SHUFFLE(a[i], a[i + 4], HIGH_HALVES);
+    }
+    memcpy(a, moved, sizeof moved);
+#endif
+    for (int width = 1; width < SQUARE; width *= 2) {
         for (int i = 0; i < LANES / 2; i++) {
-            zipped[2 * i] = SHUFFLE(a[i], a[i + LANES / 2], ZIP_LOW);
-            zipped[2 * i + 1] = SHUFFLE(a[i], a[i + LANES / 2], ZIP_HIGH);
+            const int from = i / (SQUARE / 2) * SQUARE + i % (SQUARE / 2);
+            moved[2 * i] = SHUFFLE(a[from], a[from + SQUARE / 2], ZIP_LOW);
+            moved[2 * i + 1] = SHUFFLE(a[from], a[from + SQUARE / 2], ZIP_HIGH);
         }
-        memcpy(a, zipped, sizeof zipped);
+        memcpy(a, moved, sizeof moved);
     }
 }
 
@@ -255,6 +267,17 @@ INLINE lane_f nearest_moderate(lane_f a) {
 #endif
 }
 
+/* The LANES bytes at p, each a number -128..127. */
+INLINE lane_i load_i8(const uint8_t *p) {
+#if LANES == 16 && defined(__AVX512F__)
+    return (lane_i)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p));
+#elif LANES == 8 && defined(__AVX2__)
+    return (lane_i)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p));
+#else
+    return (load_u8(p) ^ 128) - 128;
+#endif
+}
+
 /* One lane a run of n consecutive floats, n a multiple of 16: a[i] lane j = runs[j * n + i]. */
 INLINE void load_runs(const float *runs, int n, lane_f *a) {
     for (int i = 0; i < n; i += LANES) {
@@ -265,9 +288,9 @@ INLINE void load_runs(const float *runs, int n, lane_f *a) {
 
 /* The way back for codes 0..255: runs[j * n + i] = a[i] lane j. Four codes travel as the bytes of one lane. */
 INLINE void store_code_runs(uint8_t *runs, int n, const lane_i *a) {
-    int32_t four[LANES];
+    uint32_t four[LANES];
     for (int i = 0; i < n; i += 4) {
-        store_i(four, a[i] | a[i + 1] << 8 | a[i + 2] << 16 | a[i + 3] << 24);
+        store_u(four, (lane_u)(a[i] | a[i + 1] << 8 | a[i + 2] << 16) | (lane_u)a[i + 3] << 24);
         for (int j = 0; j < LANES; j++)
             memcpy(runs + j * n + i, &four[j], 4); /* the lowest byte first: little endian */
     }

@@ -7,24 +7,23 @@ typedef struct {
     uint8_t q[LANES * BLOCK_256];
 } scale_chunk;
 
-/* One block's values as multiples -limit..limit - 1 of a float16 unit: the value of largest magnitude becomes -limit.
- * Where that magnitude is 0 or below `least`, the unit is 0 and every code `absent`. */
-static uint16_t peak_codes(const float *values, int limit, float least, int8_t absent, int8_t *codes) {
-    float largest = 0, peak = 0;
+/* Each block's 16 values as multiples -limit..limit - 1 of a float16 unit: the value of largest magnitude becomes
+ * -limit. Where that magnitude is 0 or below `least`, the unit is 0 and every code `absent`. */
+INLINE void peak_codes(const float *values, int limit, float least, int absent, scale_chunk *out) {
+    lane_f x[16];
+    lane_i code[16];
+    lane_mask empty;
+    load_runs(values, 16, x);
+    const lane_f peak = find_peak(x, 16, &empty), inverse = (float)-limit / peak;
+    empty = either(eq(peak, splat(0)), lt(absolute(peak), splat(least)));
     for (int r = 0; r < 16; r++) {
-        if (fabsf(values[r]) > largest) {
-            largest = fabsf(values[r]);
-            peak = values[r];
-        }
+        const lane_i multiple = at_most(nearest(inverse * x[r]), limit - 1);
+        code[r] = pick_i(empty, nearest(splat((float)absent)), multiple) & 255;
     }
-    memset(codes, absent, 16);
-    if (!(largest > 0) || largest < least) return 0;
-    const float inverse = (float)-limit / peak;
-    for (int r = 0; r < 16; r++) {
-        const int32_t code = nearest_int(inverse * values[r]);
-        codes[r] = (int8_t)(code > limit - 1 ? limit - 1 : code);
-    }
-    return f16_from_f32(1.0f / inverse); /* not peak / -limit: that rounds otherwise once in 100,000 blocks */
+    store_code_runs((uint8_t *)out->scale, 16, code);
+    float unit[LANES]; /* not peak / -limit: that rounds otherwise once in 100,000 blocks */
+    store(unit, pick(empty, splat(0), 1.0f / inverse));
+    for (int b = 0; b < LANES; b++) out->d[b] = f16_from_f32(unit[b]);
 }
 
 /* Code every run against its packed scale. Where that is 0 the search's own codes stand: those of fit[pass], or where

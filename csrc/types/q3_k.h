@@ -38,7 +38,7 @@ INLINE void fit_q3_k_plain(chunk c, scale_chunk *s) {
             store_code_runs(s->q + (pass + g) * LANES * 16, 16, code[g]);
         }
     }
-    for (int b = 0; b < LANES; b++) s->d[b] = peak_codes(scale + 16 * b, 32, 0, -32, s->scale + 16 * b);
+    peak_codes(scale, 32, 0, -32, s);
 }
 
 /* With importance: each run by search, and the block's scales by the same search over them. */

@@ -36,7 +36,7 @@ static void encode_q6_k_chunk(chunk c, uint8_t *out) {
         fit_scale(x, w, GROUPS, 16, Q6_K_HALF, fit + pass);
         for (int g = 0; g < GROUPS; g++) store(scale + (pass + g) * LANES, fit[pass + g].scale);
     }
-    for (int b = 0; b < LANES; b++) s.d[b] = peak_codes(scale + 16 * b, 128, RUN_EPSILON, 0, s.scale + 16 * b);
+    peak_codes(scale, 128, RUN_EPSILON, 0, &s);
     code_against_scales(c, Q6_K_HALF, fit, &s);
     for (int b = 0; b < LANES; b++, out += Q6_K_BYTES) {
         float largest = 0;

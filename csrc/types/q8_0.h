@@ -30,6 +30,6 @@ static void encode_q8_0(const float *x, int64_t n_rows, int64_t n_columns, const
 static void decode_q8_0(const uint8_t *in, int64_t n_blocks, float *x) {
     for (; n_blocks > 0; n_blocks--, x += BLOCK_32, in += Q8_0_BYTES) {
         const float d = f32_from_f16(get_u16(in));
-        for (int i = 0; i < BLOCK_32; i += LANES) store(x + i, to_float((load_u8(in + 2 + i) ^ 128) - 128) * d);
+        for (int i = 0; i < BLOCK_32; i += LANES) store(x + i, to_float(load_i8(in + 2 + i)) * d);
     }
 }

@@ -37,7 +37,7 @@ def collect(
     progress     called once for each layer of each group of windows
     """
     sums = _Sums()
-    for group in [windows] if covariance else list(groups(windows, weights.network.hidden)):
+    for group in [windows] if covariance else list(groups(windows)):
         moments = _Moments(covariance, text_sha256) if covariance else None
 
         def observe(name: str, x: Tensor, moments: _Moments | None = moments) -> None:
@@ -60,7 +60,7 @@ def moment_columns(model: Model) -> list[int]:
 
 def n_collect_steps(weights: Weights, windows: npt.NDArray[np.int64], covariance: bool) -> int:
     """How often collect() will call progress."""
-    n_groups = 1 if covariance else len(list(groups(windows, weights.network.hidden)))
+    n_groups = 1 if covariance else len(list(groups(windows)))
     return n_groups * weights.network.layers
 
 

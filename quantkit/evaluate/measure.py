@@ -14,8 +14,9 @@ from quantkit.arch import Network
 from quantkit.evaluate.network import Arithmetic, Weights, run
 from quantkit.evaluate.score import SLAB_TOKENS, Scores, score
 
-GROUP_BYTES = 256 << 20  # of the hidden states of one group: the memory of a measurement beside one layer
-MIN_GROUP = 8  # windows; with fewer, reading the weights again for every group would cost more than computing
+# Of one group: enough that reading the weights again for every group costs little beside computing; few enough that
+# their hidden states are small beside a layer, and that a stopped run has finished groups to show.
+GROUP_TOKENS = 8192
 
 
 @dataclass
@@ -68,7 +69,7 @@ def measure(
     progress  called n_steps() times in all
     """
     result = Measurement(len(windows), n_scored(windows.shape[1]))
-    for group in groups(windows, models[0].network.hidden):
+    for group in groups(windows):
         result.add(measure_group(models, group, how, has_base=has_base, together=False, progress=progress))
         yield result
 
@@ -106,7 +107,7 @@ def n_scored(n_positions: int) -> int:
 def n_steps(models: Sequence[Weights], windows: npt.NDArray[np.int64]) -> int:
     """How often measure() will call progress."""
     network = models[0].network
-    return len(list(groups(windows, network.hidden))) * n_group_steps(network, len(models))
+    return len(list(groups(windows))) * n_group_steps(network, len(models))
 
 
 def n_group_steps(network: Network, n_models: int) -> int:
@@ -114,8 +115,8 @@ def n_group_steps(network: Network, n_models: int) -> int:
     return n_models * network.layers + -(-network.vocabulary // SLAB_TOKENS)
 
 
-def groups(windows: npt.NDArray[np.int64], hidden: int) -> Iterator[npt.NDArray[np.int64]]:
-    """The windows a few at a time, so that a group's hidden states stay within GROUP_BYTES."""
-    size = max(MIN_GROUP, GROUP_BYTES // (windows.shape[1] * hidden * 4))
+def groups(windows: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:
+    """The windows a few at a time: GROUP_TOKENS, or one."""
+    size = max(1, GROUP_TOKENS // windows.shape[1])
     for start in range(0, len(windows), size):
         yield windows[start : start + size]

@@ -92,7 +92,7 @@ class Sweep:
         make_folder(request.out)
         make_folder(request.out / MEASUREMENTS)
         self._store = Store(request.out / MEASUREMENTS, warn)
-        self._groups = list(groups(self._sample.windows, model.network.hidden))
+        self._groups = list(groups(self._sample.windows))
         self._found: dict[str, Scores] = {}
         for facts, n in self._units([None, *self.candidates]):
             scores = self._store.get(facts, n)

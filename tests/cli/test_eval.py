@@ -147,7 +147,7 @@ def process(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
 SECOND_GROUP = """
 import os, signal
 from quantkit.evaluate import measure
-measure.MIN_GROUP, measure.GROUP_BYTES = 4, 0
+measure.GROUP_TOKENS = 4 * 32
 score, calls = measure.score, iter(range(9))
 def scored(*arguments, **options):
     if next(calls) == {group}:

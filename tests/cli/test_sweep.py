@@ -141,7 +141,7 @@ import os, signal, sys
 from quantkit.cli import main
 from quantkit.evaluate import measure
 from quantkit.sweep import sweep
-measure.MIN_GROUP, measure.GROUP_BYTES = 2, 0
+measure.GROUP_TOKENS = 2 * 32
 module = sys.modules["quantkit.sweep.sweep"]
 measure_group, calls = module.measure_group, iter(range(9))
 def signalled(*arguments, **options):

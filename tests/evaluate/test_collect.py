@@ -96,8 +96,7 @@ def sums(model: Model, ids: NDArray[np.int64]) -> dict[str, ColumnSums]:
 def test_groups_add_up(
     model: Model, ids: NDArray[np.int64], sums: dict[str, ColumnSums], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(measure_module, "MIN_GROUP", 2)
-    monkeypatch.setattr(measure_module, "GROUP_BYTES", 0)
+    monkeypatch.setattr(measure_module, "GROUP_TOKENS", 2 * ids.shape[1])
     calls: list[None] = []
     in_twos = collect(model, ids, progress=lambda: calls.append(None))
     assert len(calls) == n_collect_steps(model, ids, covariance=False) == 3 * small.LAYERS
@@ -110,8 +109,7 @@ def test_groups_add_up(
 def test_second_moments_have_the_sums_on_their_diagonal(
     model: Model, ids: NDArray[np.int64], sums: dict[str, ColumnSums], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(measure_module, "MIN_GROUP", 2)  # is not heeded: each layer's file is written once
-    monkeypatch.setattr(measure_module, "GROUP_BYTES", 0)
+    monkeypatch.setattr(measure_module, "GROUP_TOKENS", 1)  # is not heeded: each layer's file is written once
     calls: list[None] = []
     again = collect(model, ids, covariance=tmp_path, text_sha256="ab" * 32, progress=lambda: calls.append(None))
     assert len(calls) == n_collect_steps(model, ids, covariance=True) == small.LAYERS

@@ -46,8 +46,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Text:
 
 @pytest.fixture
 def groups_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MIN_GROUP", 2)
-    monkeypatch.setattr(module, "GROUP_BYTES", 0)
+    monkeypatch.setattr(module, "GROUP_TOKENS", 2 * 64)
 
 
 @contextmanager
@@ -75,7 +74,7 @@ def test_groups_do_not_show(
 ) -> None:
     paths = [little, little_files["Q2_K"]]
     in_twos = measured(paths, text)
-    monkeypatch.setattr(module, "MIN_GROUP", 5)
+    monkeypatch.setattr(module, "GROUP_TOKENS", 5 * 64)
     at_once = measured(paths, text)
     assert in_twos["windows"] == at_once["windows"] == 5
     for key in ("nll_by_window", "kld_by_window"):

@@ -55,7 +55,7 @@ def test_all_types_are_recorded_on_all_of_the_text(trained: Model, models: list[
 def test_no_file_is_worse(result: dict[str, Any], baseline: Baseline) -> None:
     findings = baseline.compare(result)
     assert len(findings) == 2 * len(baseline.models)
-    assert [str(finding) for finding in findings if finding.moved] == []
+    assert [str(finding) for finding in findings if finding.worse] == []
 
 
 def test_a_worse_file_would_be_found(result: dict[str, Any], baseline: Baseline) -> None:

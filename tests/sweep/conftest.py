@@ -44,8 +44,7 @@ def text() -> Text:
 
 @pytest.fixture
 def groups_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "MIN_GROUP", 2)
-    monkeypatch.setattr(measure, "GROUP_BYTES", 0)
+    monkeypatch.setattr(measure, "GROUP_TOKENS", 2 * 32)
 
 
 @pytest.fixture

@@ -266,7 +266,7 @@ import sys, time
 from quantkit.evaluate import measure
 from quantkit.sweep import sweep as function, store
 from quantkit.cli import main
-measure.MIN_GROUP, measure.GROUP_BYTES = 1, 0
+measure.GROUP_TOKENS = 32
 module = sys.modules["quantkit.sweep.sweep"]
 measure_group, publish = module.measure_group, store.AtomicFile.publish
 def slowly(*arguments, **options):
