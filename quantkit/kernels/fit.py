@@ -154,22 +154,34 @@ def descend_scale(x: F32Array, half: int) -> ScaleFit:
     w = x * x
     wx = w * x
     sum_lx, sum_l2 = ordered_sum(wx * levels), ordered_sum(w * levels * levels)
+    lanes = np.arange(x.shape[1])
     for _ in range(5):
-        changed = False
-        for i in range(len(x)):
-            rest_lx = sum_lx - wx[i] * levels[i]
-            rest_l2 = sum_l2 - w[i] * levels[i] * levels[i]
-            moved = nearest(x[i] * rest_l2 / rest_lx).clip(-half, half - 1).astype(f32)
-            lx, l2 = rest_lx + wx[i] * moved, rest_l2 + w[i] * moved * moved
-            better = (rest_lx > 0) & (l2 > 0) & (moved != levels[i]) & (lx * lx * sum_l2 > sum_lx * sum_lx * l2)
-            levels[i] = np.where(better, moved, levels[i])
-            sum_lx = np.where(better, lx, sum_lx)
-            sum_l2 = np.where(better, l2, sum_l2)
-            changed |= bool(better.any())
-        if not changed:
+        state = levels[:, lanes], sum_lx[lanes], sum_l2[lanes]
+        changed = _move_codes(x[:, lanes], w[:, lanes], wx[:, lanes], half, *state)
+        levels[:, lanes], sum_lx[lanes], sum_l2[lanes] = state
+        lanes = lanes[changed]
+        if not lanes.size:
             break
     codes = np.where(empty, np.int32(0), levels.astype(np.int32) + half)
     return ScaleFit(np.where(empty | ~(sum_l2 > 0), f32(0), sum_lx / sum_l2), codes)
+
+
+def _move_codes(
+    x: F32Array, w: F32Array, wx: F32Array, half: int, levels: F32Array, sum_lx: F32Array, sum_l2: F32Array
+) -> npt.NDArray[np.bool_]:
+    """One round of descend_scale, in place on levels and the two sums; the lanes in which something changed."""
+    changed = np.zeros(x.shape[1], bool)
+    for i in range(len(x)):
+        rest_lx = sum_lx - wx[i] * levels[i]
+        rest_l2 = sum_l2 - w[i] * levels[i] * levels[i]
+        moved = nearest(x[i] * rest_l2 / rest_lx).clip(-half, half - 1).astype(f32)
+        lx, l2 = rest_lx + wx[i] * moved, rest_l2 + w[i] * moved * moved
+        better = (rest_lx > 0) & (l2 > 0) & (moved != levels[i]) & (lx * lx * sum_l2 > sum_lx * sum_lx * l2)
+        np.copyto(levels[i], moved, where=better)
+        np.copyto(sum_lx, lx, where=better)
+        np.copyto(sum_l2, l2, where=better)
+        changed |= better
+    return changed
 
 
 def fit_positive(x: F32Array, w: F32Array, max_code: int) -> tuple[F32Array, I32Array]:
