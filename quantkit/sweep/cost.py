@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from quantkit.arch import EMBEDDING
 from quantkit.evaluate import Model
 from quantkit.evaluate.network import BATCH_BYTES
 from quantkit.evaluate.score import SLAB_TOKENS, TILE_POSITIONS
 from quantkit.qtypes import QType
-from quantkit.sweep.candidates import EMBEDDING
 
 PROCESS_BYTES = 640 << 20  # the interpreter with torch, a vocabulary of 200,000 tokens
 HALVES = (("attn_qkv", "attn_output"), ("ffn_up", "ffn_down"))  # the matrices of a layer that are there together
@@ -19,7 +19,8 @@ def memory_bytes(model: Model, types: Sequence[Mapping[str, QType]], group: tupl
     """About how much memory it takes at most to measure a model and candidates of it side by side.
 
         process + hidden states of all models + the largest of
-            a layer's half:  base rows f32 + packed rows of each type + one model's rows f32 + what is computed at once
+            a layer's half:  base rows f32 + packed rows of each type + one model's rows f32, a second time in the
+                             layout they are multiplied in + what is computed at once
             a slab of head:  the same, but the rows of all models
             the embeddings:  base rows f32 + packed rows of each type + one model's rows f32, of the tokens there are
 
@@ -43,8 +44,8 @@ def memory_bytes(model: Model, types: Sequence[Mapping[str, QType]], group: tupl
         return plain, packed
 
     halves = [[f"blk.{i}.{name}.weight" for name in half] for i in range(network.layers) for half in HALVES]
-    of_half = max(2 * plain + packed for plain, packed in map(kept, halves))
+    of_half = max(3 * plain + packed for plain, packed in map(kept, halves))
     plain, packed = kept([model.head], SLAB_TOKENS)
-    of_head = (1 + n_models) * plain + packed + n_models * 3 * 4 * TILE_POSITIONS * SLAB_TOKENS
+    of_head = (2 + n_models) * plain + packed + n_models * 3 * 4 * TILE_POSITIONS * SLAB_TOKENS
     plain, packed = kept([EMBEDDING], n_tokens)
     return PROCESS_BYTES + n_models * state + max(of_half + computed, of_head, 2 * plain + packed)
