@@ -41,7 +41,7 @@ NUMPY_TEXTS = {
     "Q5_K": (q5_k.encode, q5_k.decode),
     "Q6_K": (q6_k.encode, q6_k.decode),
 }
-WEIGHTS_AT_ONCE = 1 << 16  # their temporaries stay near the cache: two dozen arrays of 256 KiB
+WEIGHTS_AT_ONCE = 1 << 18  # two dozen temporaries of 1 MiB; with less, threads wait for the interpreter more than they work
 
 
 _choosing = threading.Lock()
