@@ -1,4 +1,5 @@
-/* lanes.h: LANES floats side by side, and the few operations the encoders need on them. Nothing else knows how many.
+/* lanes.h: LANES floats side by side, and the few operations the encoders need on them. Nothing else
+ * knows how they are made.
  *
  * The file that includes this one has set LANES to 1, 4, 8 or 16. LANES 1 is plain C11; the others use the vector
  * extensions that GCC and Clang share, with an intrinsic where the generic form compiles badly.

@@ -1,16 +1,16 @@
 /* quantkit.h: the whole C interface of the kernels.
  *
- * A kernel turns rows of float32 into the packed blocks of one GGUF tensor type, or back. Its bytes are those of ggml's
- * reference encoder, on every instruction set and for every split of the rows among calls.
- *
- * Shapes      rows are dense and in C order: value (r, c) of n_rows x n_columns floats stands at index r * n_columns +
- * c. n_columns is a multiple of the type's block. Blocks are dense too: qk_row_bytes() bytes a row. Alignment   of
- * float for rows; none for blocks. Aliasing    input and output must not overlap. Threads     every function may run in
- * any number of threads at once, except qk_use(), which is called before them. A call keeps no state and allocates
- * nothing. It sets round-to-nearest with denormals on and restores the caller's floating-point mode on return. Errors
- * a negative qk_status; nothing is printed, nothing aborts. On an error the contents of the output are unspecified, but
- * only bytes inside it have been written. Not promised: the time a call takes, anything about values beyond the limit
- * given to qk_encode(), ABI across major versions.
+ * - Shapes: rows are dense and in C order: value (r, c) of n_rows x n_columns floats stands at index r * n_columns + c.
+ *   n_columns is a multiple of the type's block. Blocks are dense too: qk_row_bytes() bytes a row.
+ * - Alignment: of float for rows; none for blocks.
+ * - Aliasing: input and output must not overlap.
+ * - Threads: every function may run in any number of threads at once, except qk_use(), which is called before them. A
+ *   call keeps no state and allocates nothing. It sets round-to-nearest with denormals on and restores the caller's
+ *   floating-point mode on return.
+ * - Errors: a negative qk_status; nothing is printed, nothing aborts. On an error the contents of the output are
+ *   unspecified, but only bytes inside it have been written.
+ * - Not promised: the time a call takes, anything about values beyond the limit given to qk_encode(), ABI across major
+ *   versions.
  */
 #ifndef QUANTKIT_H
 #define QUANTKIT_H
