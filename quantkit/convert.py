@@ -31,7 +31,7 @@ from quantkit.errors import (
     UsageError,
 )
 from quantkit.journal import Done, Journal
-from quantkit.osio import AtomicFile, allocated_bytes, cpu_count, free_space
+from quantkit.osio import AtomicFile, allocated_bytes, cpu_count, free_space, refuse_replacing
 from quantkit.plan import Job, OutputFile, Plan, shard_digests
 from quantkit.qtypes import QType
 
@@ -324,9 +324,7 @@ def _check_paths(weights: Weights, plan: Plan, paths: Sequence[Path]) -> None:
     places = {path.resolve() for path in paths}
     if len(places) < len(paths):
         raise UsageError("two outputs have the same name", hint="put {type} into the name given with -o")
-    for shard in weights.shards:
-        if shard.resolve() in places:
-            raise UsageError("the output would replace the source", hint="name another with -o", file=shard)
+    refuse_replacing(paths, weights.shards)
     needed: dict[Path, int] = {}
     for path, file in zip(paths, plan.files, strict=True):
         held = allocated_bytes(path.with_name(path.name + ".part"))  # left by a stopped run

@@ -138,7 +138,7 @@ class BugError(QuantkitError):
 
 
 class Interrupted(QuantkitError):
-    """Stopped by a signal; nothing stands under a final name, and there is nothing to go on from."""
+    """Stopped by a signal, and there is nothing to go on from."""
 
     exit_code = 130
 

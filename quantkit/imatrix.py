@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from quantkit import __version__
+from quantkit.arch import EMBEDDING, HEAD
 from quantkit.errors import FormatError, TensorError
 from quantkit.gguf_io import Field, GGUFFile, Kind, TensorEntry, data_bytes, header, place, read_gguf
 from quantkit.gguf_io.layout import MAGIC
@@ -40,9 +41,8 @@ _SMALLEST_ENTRY = 4 + 1 + 4 + 4 + 4
 _HASHED_AT_ONCE = 1 << 20
 _NAMES_SHOWN = 3
 
-EMBEDDING = "token_embd.weight"
 # llama-imatrix collects for the layers alone unless told otherwise, and for the embedding never: no product has it.
-USUALLY_WITHOUT = (EMBEDDING, "output.weight")
+USUALLY_WITHOUT = (EMBEDDING, HEAD)
 
 
 @dataclass(frozen=True, eq=False)

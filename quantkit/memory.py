@@ -17,7 +17,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from quantkit.arch import Network
+from quantkit.arch import EMBEDDING, Network
 from quantkit.errors import UsageError
 from quantkit.gguf_io import TensorEntry
 from quantkit.qtypes import F16, Q4_0, Q8_0
@@ -26,7 +26,6 @@ from quantkit.recipe import layer_of
 KV_TYPES = {"f16": F16, "q8_0": Q8_0, "q4_0": Q4_0}
 CONTEXT_STEP = 256  # llama.cpp rounds a sequence's context up to a multiple (llama-context.cpp, GGML_PAD)
 MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ
-EMBEDDING = "token_embd.weight"
 _STATES = 5
 
 

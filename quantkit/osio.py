@@ -13,12 +13,12 @@ import platform
 import shutil
 import stat
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from quantkit.errors import BusyError, DiskError, InputError, OutputError
+from quantkit.errors import BusyError, DiskError, InputError, OutputError, UsageError
 
 try:
     import fcntl
@@ -212,7 +212,7 @@ class AtomicFile:
     def __init__(self, path: PathLike, *, go_on: bool = False) -> None:
         self.path = Path(path)
         _refuse_non_file(self.path)
-        self.part_path = self.path.with_name(self.path.name + ".part")
+        self.part_path = _part_path(self.path)
         self._fd = _open_part(self.part_path)
         if not go_on:
             self.resize(0)
@@ -288,6 +288,33 @@ class AtomicFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.discard()
+
+
+def refuse_replacing(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
+    """Raise UsageError if writing an output would replace an input, under whatever name it was given, or empty it.
+
+    outputs  final names of AtomicFiles
+    inputs   files that are read; those that are not there are passed over
+    """
+    read = list(inputs)
+    for output in outputs:
+        for written in (output, _part_path(output)):
+            for file in read:
+                if _is_same_file(written, file):
+                    raise UsageError("the output would replace an input", hint="name another output", file=file)
+
+
+def _is_same_file(a: Path, b: Path) -> bool:
+    """Whether both are there and one: by way of links, or of a file system that takes upper case for lower."""
+    try:
+        return a.samefile(b)
+    except (OSError, ValueError):  # ValueError: a NUL in the name
+        return False
+
+
+def _part_path(path: Path) -> Path:
+    """Where the bytes of an AtomicFile are until it is published."""
+    return path.with_name(path.name + ".part")
 
 
 def _refuse_non_file(path: Path) -> None:

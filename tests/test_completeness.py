@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
+from typing import get_args
 
+import click
 import numpy as np
 import pytest
 
@@ -56,6 +59,26 @@ def test_readme_line_of_a_type(qtype: qtypes.QType) -> None:
     lines = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith(f"| {qtype.name} |")]
     facts = f"| {qtype.name} | {qtype.block_weights} | {qtype.block_bytes} | {qtype.bits_per_weight:g} |"
     assert facts in lines
+
+
+# option of a command: the table that it states again, as the command line is read before torch or numpy is imported
+CHOICES = {
+    ("eval", "dtype"): ("quantkit.evaluate.network", "DTYPES"),
+    ("sweep", "dtype"): ("quantkit.evaluate.network", "DTYPES"),
+    ("imatrix", "dtype"): ("quantkit.evaluate.network", "DTYPES"),
+    ("eval", "activations"): ("quantkit.evaluate.activations", "Activations"),
+    ("plan", "kv_type"): ("quantkit.memory", "KV_TYPES"),
+    ("sweep", "kv_type"): ("quantkit.memory", "KV_TYPES"),
+}
+
+
+@pytest.mark.parametrize(("command", "option"), CHOICES)
+def test_choices_of_the_command_line(command: str, option: str) -> None:
+    module, name = CHOICES[command, option]
+    table = getattr(importlib.import_module(module), name)
+    options = {one.name: one for one in importlib.import_module(f"quantkit.cli.{command}").command.params}
+    assert isinstance(options[option].type, click.Choice)
+    assert list(options[option].type.choices) == list(get_args(table) or table)
 
 
 @pytest.mark.skipif(_native is None, reason="no C kernels in this installation")

@@ -18,6 +18,7 @@ import small
 from quantkit import convert as convert_module
 from quantkit import kernels
 from quantkit.checkpoint import open_checkpoint
+from quantkit.cli import main
 from quantkit.convert import convert
 from quantkit.errors import MagnitudeError, NotFiniteError, OutputError, QuantkitError, TensorError, UsageError
 from quantkit.gguf_io import read_gguf
@@ -179,6 +180,19 @@ def test_two_outputs_of_one_name_are_refused(source: Path, tmp_path: Path) -> No
             convert(checkpoint, plan, [tmp_path / "a.gguf", tmp_path / "a.gguf"])
 
 
+def test_a_source_is_not_replaced(source: Path, tmp_path: Path) -> None:
+    shard = next(source.glob("*.safetensors"))
+    link = tmp_path / "a.gguf"
+    link.symlink_to(shard)
+    before = shard.read_bytes()
+    with open_checkpoint(source) as checkpoint:
+        plan = make_plan(checkpoint, [preset("Q8_0")], warn=pytest.fail)
+        for path in (shard, link):
+            with pytest.raises(UsageError, match="would replace an input"):
+                convert(checkpoint, plan, [path])
+    assert shard.read_bytes() == before
+
+
 def test_too_little_room_is_seen_before_work(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(convert_module, "free_space", lambda folder: 1000)
     with pytest.raises(OutputError, match="too little room"):
@@ -229,3 +243,12 @@ def test_stopped_in_the_middle_the_old_file_is_whole(
     assert process.returncode == code
     assert old.read_bytes() == b"precious"
     assert {path.name for path in tmp_path.iterdir()} == {"old.gguf", "old.gguf.part", "old.gguf.part.json", "small"}
+
+
+def test_a_chat_template_is_not_replaced(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    template = tmp_path / "a.jinja"
+    template.write_text("{{ messages }}")
+    with pytest.raises(SystemExit) as ended:
+        main(["convert", str(source), "-t", "Q8_0", "--chat-template", str(template), "-o", str(template)])
+    assert ended.value.code == 2 and "would replace an input" in capsys.readouterr().err
+    assert template.read_text() == "{{ messages }}"

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from quantkit import osio
-from quantkit.errors import DiskError, InputError, OutputError
+from quantkit.errors import DiskError, InputError, OutputError, UsageError
 from quantkit.osio import AtomicFile, InputFile
 
 CONTENT = bytes(range(256)) * 40
@@ -473,6 +473,37 @@ for version in range(100_000):
             child.kill()
         content = out.read_bytes()
         assert content == content[:1] * 160_000
+
+
+# ---- what an output must not replace
+
+WRITTEN: dict[str, tuple[str, str]] = {  # the output, the input
+    "itself": ("a", "a"),
+    "by another way": ("folder/../a", "a"),
+    "a link to it": ("link", "a"),
+    "what a link is to": ("a", "link"),
+    "its part": ("a", "a.part"),
+}
+
+
+@pytest.mark.parametrize("case", WRITTEN)
+def test_an_output_that_is_an_input_is_refused(tmp_path: Path, case: str) -> None:
+    (tmp_path / "folder").mkdir()
+    for name in ("a", "a.part", "b"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "link").symlink_to("a")
+    output, read = WRITTEN[case]
+    with pytest.raises(UsageError, match="would replace an input") as caught:
+        osio.refuse_replacing([tmp_path / "new", tmp_path / output], [tmp_path / "b", tmp_path / read])
+    assert caught.value.details["file"] == tmp_path / read
+    assert caught.value.hint
+
+
+def test_other_outputs_are_not(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(b"")
+    inputs = [tmp_path / "a", tmp_path / "none", tmp_path, Path("hub:a/b/c"), Path("\0")]
+    osio.refuse_replacing([tmp_path / "b", tmp_path / "none", tmp_path / "\0"], inputs)
 
 
 # ---- the machine

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.arch import phi3
-from quantkit.arch.family import Family, MappedTensor, Network
+from quantkit.arch.family import EMBEDDING, HEAD, LAST_NORM, Family, MappedTensor, Network
 from quantkit.checkpoint.config import require
 from quantkit.checkpoint.json_file import shown
 from quantkit.errors import UnsupportedError
 
-__all__ = ["FAMILIES", "Family", "MappedTensor", "Network", "find_family"]
+__all__ = ["EMBEDDING", "FAMILIES", "HEAD", "LAST_NORM", "Family", "MappedTensor", "Network", "find_family"]
 
 FAMILIES = (phi3.FAMILY, phi3.SPLIT_FAMILY)
 

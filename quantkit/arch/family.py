@@ -11,6 +11,8 @@ from quantkit.arch.rope import Rope
 from quantkit.errors import UnsupportedError
 from quantkit.gguf_io import Field, Kind
 
+EMBEDDING, HEAD, LAST_NORM = "token_embd.weight", "output.weight", "output_norm.weight"  # of every family in GGUF
+
 
 @dataclass(frozen=True)
 class Network:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from quantkit.arch.family import Family, Network, TensorMap
+from quantkit.arch.family import EMBEDDING, HEAD, LAST_NORM, Family, Network, TensorMap
 from quantkit.arch.rope import read_rope
 from quantkit.checkpoint.config import require
 from quantkit.checkpoint.json_file import shown
@@ -150,10 +150,10 @@ FAMILY = Family(
     architectures=("Phi3ForCausalLM",),
     gguf_name="phi3",
     tensors=(
-        TensorMap("token_embd.weight", ("model.embed_tokens.weight",), ("vocabulary", "hidden")),
-        TensorMap("output_norm.weight", ("model.norm.weight",), ("hidden",)),
+        TensorMap(EMBEDDING, ("model.embed_tokens.weight",), ("vocabulary", "hidden")),
+        TensorMap(LAST_NORM, ("model.norm.weight",), ("hidden",)),
     ),
-    head=TensorMap("output.weight", ("lm_head.weight",), ("vocabulary", "hidden")),
+    head=TensorMap(HEAD, ("lm_head.weight",), ("vocabulary", "hidden")),
     layer_tensors=FUSED,
     read_network=read_network,
     keys=keys,

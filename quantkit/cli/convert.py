@@ -17,7 +17,7 @@ from quantkit.cli.completion import complete_recipe, complete_type
 from quantkit.cli.sizes import SPLIT
 from quantkit.cli.talk import Talk, size, table
 from quantkit.errors import FormatError, UsageError
-from quantkit.osio import InputFile, make_folder
+from quantkit.osio import InputFile, make_folder, refuse_replacing
 
 if TYPE_CHECKING:
     from quantkit.check import Finding
@@ -116,9 +116,10 @@ def command(
             make_folder(wanted)
         seconds = None
         if not dry_run:
+            flat = [path for shards in paths for path in shards]
+            refuse_replacing(flat, [file for file in (imatrix, chat_template, Path(recipe)) if file])
             start = time.monotonic()
             with talk.progress("converting", plan.source_bytes) as progress:
-                flat = [path for shards in paths for path in shards]
                 convert(weights, plan, flat, threads=threads, resume=not no_resume, progress=progress)
             seconds = time.monotonic() - start
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import click
 from quantkit.cli.measuring import measuring_options
 from quantkit.cli.talk import Talk, size, table
 from quantkit.errors import GateError, Interrupted, UsageError
-from quantkit.osio import AtomicFile
+from quantkit.osio import AtomicFile, make_folder, refuse_replacing
 
 if TYPE_CHECKING:
     from quantkit.evaluate import Activations, Finding
@@ -79,16 +80,24 @@ def command(
     how = arithmetic(activations, dtype, device)
     text = read_text(texts) if texts else shipped("eval.txt")
     with ExitStack() as stack:
-        recording = stack.enter_context(AtomicFile(check)) if check and update else None
         baseline = read_baseline(check) if check and not update else None
         opened = [stack.enter_context(open_model(path, talk.warn)) for path in models]
         opened_base = stack.enter_context(open_model(base, talk.warn)) if base else None
         every = [opened_base, *opened] if opened_base else opened
         chosen = sample(every, text, window, windows)
+        recording = None
+        if check and update:
+            refuse_replacing([check], [*(shard for model in every for shard in model.shards), *map(Path, texts)])
+            make_folder(check.parent)
+            recording = stack.enter_context(AtomicFile(check))
         if check and baseline:
             baseline.check_comparable(conditions(chosen, how, opened_base), len(chosen.windows), names, check)
         with talk.progress("measuring", n_steps(every, chosen.windows), of_bytes=False) as progress:
             result = evaluate(opened, chosen, base=opened_base, how=how, progress=lambda: progress(1))
+        findings: list[Finding] = []
+        if baseline and result["complete"]:
+            findings = baseline.compare(result)
+            result["gate"] = list(map(_as_json, findings))
         if as_json:
             click.echo(json.dumps(result, indent=2))
         elif not quiet:
@@ -98,24 +107,30 @@ def command(
         if recording:
             write_baseline(recording, result)
             talk.say(f"wrote {check}")
-    if baseline:
-        _hold(baseline.compare(result), talk)
+    _hold(findings, talk)
+
+
+def _as_json(finding: Finding) -> dict[str, Any]:
+    verdict = "worse" if finding.worse else "moved" if finding.moved else "as recorded"
+    return asdict(finding) | {"verdict": verdict}
 
 
 def _hold(findings: Sequence[Finding], talk: Talk) -> None:
-    """Say what moved; raises GateError if a figure is worse than its record."""
+    """Say what became of each figure; raises GateError, with those in it that are worse than their records."""
+    worse = [finding for finding in findings if finding.worse]
     for finding in findings:
-        talk.say(str(finding))
-    if worse := [finding for finding in findings if finding.worse]:
+        if not finding.worse:
+            talk.say(str(finding))
+    if worse:
         raise GateError(
-            f"{len(worse)} of {len(findings)} figures are worse than recorded: "
-            + ", ".join(f"{finding.figure} of {finding.model}" for finding in worse),
+            f"{len(worse)} of {len(findings)} figures are worse than recorded: {'; '.join(map(str, worse))}",
             hint="if this is meant, record the new figures: --check FILE --update",
         )
 
 
 def _show(result: dict[str, Any]) -> None:
-    rows = [("model", "size", "PPL", "KLD", "99 %", "same top", "PPL ratio")]
+    against = ("KLD", "99 %", "same top", "PPL ratio") if result["base"] else ()
+    rows = [("model", "size", "PPL", *against)]
     for model in [result["base"], *result["models"]] if result["base"] else result["models"]:
         row = [model["name"], size(model["file_bytes"]), f"{model['ppl']:.4f} ± {model['ppl_stderr']:.4f}"]
         if "kld" in model:

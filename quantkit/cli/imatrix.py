@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import click
 
 from quantkit.cli.measuring import measuring_options
 from quantkit.cli.talk import Talk, size
-from quantkit.errors import OutputError
-from quantkit.osio import AtomicFile, free_space, make_folder
+from quantkit.errors import Interrupted, OutputError
+from quantkit.osio import AtomicFile, free_space, make_folder, refuse_replacing
 
 SCHEMA = {"name": "quantkit.imatrix", "version": 1}
 
@@ -54,15 +55,21 @@ def command(
         shipped,
     )
     from quantkit.imatrix import write_imatrix
-    from quantkit.moments import nbytes
+    from quantkit.moments import layer_file, nbytes, refuse_others
 
     talk = Talk(quiet)
     how = arithmetic("f32", dtype, device)
     text = read_text(texts) if texts else shipped("calibration.txt")
-    with open_model(source, talk.warn) as model, AtomicFile(output) as out:
+    with ExitStack() as stack:
+        model = stack.enter_context(open_model(source, talk.warn))
+        layers = [layer_file(covariance, f"blk.{i}") for i in range(model.network.layers)] if covariance else []
+        refuse_replacing([output, *layers], [*model.shards, *map(Path, texts)])
+        out = stack.enter_context(AtomicFile(output))
         chosen = sample([model], text, window, windows)
         if covariance is not None:
             _make_room(covariance, nbytes(moment_columns(model)), talk)
+            refuse_others(covariance, chosen.windows.size, text.sha256)
+            stack.enter_context(_saying_what_is_there(covariance))
         total = n_collect_steps(model, chosen.windows, covariance is not None)
         with talk.progress("collecting", total, of_bytes=False) as progress:
             sums = collect(
@@ -103,3 +110,21 @@ def _make_room(folder: Path, nbytes: int, talk: Talk) -> None:
     free = free_space(folder)
     if free < nbytes:
         raise OutputError("the disk has too little room", file=folder, expected=f"{nbytes} bytes free", found=f"{free}")
+
+
+@contextmanager
+def _saying_what_is_there(folder: Path) -> Iterator[None]:
+    """Raise Interrupted for a KeyboardInterrupt if folder has second moments, and name their layers."""
+    from quantkit.moments import layers_in
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        layers = layers_in(folder)
+        if not layers:
+            raise
+        raise Interrupted(
+            f"stopped; the folder has the second moments of {', '.join(layers)}",
+            hint="the same command begins anew and replaces them",
+            file=folder,
+        ) from None

@@ -16,6 +16,7 @@ from quantkit.cli.memory import run_options
 from quantkit.cli.sizes import MEMORY
 from quantkit.cli.talk import Talk, size, table
 from quantkit.errors import UsageError
+from quantkit.osio import refuse_replacing
 
 if TYPE_CHECKING:
     from quantkit.sweep import Request, Shard, Sweep
@@ -89,9 +90,12 @@ def command(
         raise UsageError("--shard measures and --merge does not: take one of them")
     from quantkit.evaluate import arithmetic, read_text
     from quantkit.sweep import Request, Sweep
+    from quantkit.sweep.report import CSV, JSON
 
     talk = Talk(quiet)
     shard = _shard(shard_text) if shard_text is not None else None
+    inputs = [*map(Path, texts), Path(recipe), *([imatrix] if imatrix else [])]
+    refuse_replacing([output / JSON, output / CSV], inputs)
     request = Request(
         source,
         output,

@@ -4,20 +4,24 @@ Both were measured on the same windows, so they are compared window by window: t
 A figure is worse if the mean of these differences is above zero by more than TOLERANCE of its standard errors, and the
 figure differs in the digits that people see; what another processor's order of addition changes is below those.  A
 measurement of fewer windows is held against the first ones of the record.
+
+The limit of this: harm to a few windows alone passes for noise.  Where k of n windows are worse by the same amount and
+the others are as recorded, difference / error is sqrt(k (n - 1) / (n - k)).  To be above TOLERANCE = 3 that takes
+k > 9 n / (n + 8): 8 windows of 52, and never more than 9.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import pydantic
 
-from quantkit import __version__
 from quantkit.checkpoint.json_file import read_json, shown
 from quantkit.errors import FormatError, UsageError
 from quantkit.evaluate.score import F64Array
@@ -28,6 +32,12 @@ TOLERANCE = 3.0  # standard errors
 DIGITS = 4
 _FIGURES = {"PPL": "nll_by_window", "KLD": "kld_by_window"}
 
+# What finite float32 logits can give is below 4 * 3.4e38; squares of it are finite in float64.
+_LARGEST = 1e40
+_NLL = Annotated[float, pydantic.Field(ge=0, le=_LARGEST)]
+# Below zero by rounding alone: 6e-8 of logits of 10,000, which are larger than any network's.
+_KLD = Annotated[float, pydantic.Field(ge=-1e-3, le=_LARGEST)]
+
 
 class _Table(pydantic.BaseModel):
     """An object of the JSON: no key but those named, no value converted to another type."""
@@ -36,30 +46,30 @@ class _Table(pydantic.BaseModel):
 
 
 class _Schema(_Table):
-    name: Literal["quantkit.baseline"] = "quantkit.baseline"
-    version: Literal[1] = 1
+    name: Literal["quantkit.baseline"]
+    version: Literal[1]
 
 
 class _Record(_Table):
     """One model: mean NLL and, if there was a base, mean KLD of each window, nats."""
 
     file_sha256: str
-    nll_by_window: list[float] = pydantic.Field(min_length=2)
-    kld_by_window: list[float] | None
+    nll_by_window: list[_NLL] = pydantic.Field(min_length=2)
+    kld_by_window: list[_KLD] | None
 
 
 class Baseline(_Table):
     """What was recorded: the conditions of a measurement (evaluation.conditions), and models by their files' names."""
 
-    schema_: _Schema = pydantic.Field(default=_Schema(), alias="schema")
-    quantkit: str = __version__
+    schema_: _Schema = pydantic.Field(alias="schema")
+    quantkit: str
     text_sha256: str
     vocabulary_sha256: str
     window: int
     activations: str
     dtype: str
     base_sha256: str | None
-    models: dict[str, _Record]
+    models: dict[str, _Record] = pydantic.Field(min_length=1)
 
     @pydantic.model_validator(mode="after")
     def _same_windows(self) -> Self:
@@ -74,7 +84,7 @@ class Baseline(_Table):
 
     @property
     def windows(self) -> int:
-        return max((len(record.nll_by_window) for record in self.models.values()), default=0)
+        return len(next(iter(self.models.values())).nll_by_window)
 
     def check_comparable(self, conditions: Mapping[str, Any], windows: int, models: Sequence[str], path: Path) -> None:
         """Raises UsageError unless a measurement under these conditions can be held against this, which stands at path.
@@ -140,6 +150,8 @@ class Finding:
 
     @property
     def worse(self) -> bool:
+        if not math.isfinite(self.error):  # a tolerance that nothing is beyond
+            return True
         return self.moved and self.difference > TOLERANCE * self.error
 
     def __str__(self) -> str:
@@ -163,6 +175,7 @@ def write_baseline(out: AtomicFile, result: Mapping[str, Any]) -> None:
     """
     kept = ("file_sha256", *_FIGURES.values())
     recorded = Baseline(
+        schema=_Schema(name="quantkit.baseline", version=1),
         **{key: value for key, value in result.items() if key in Baseline.model_fields.keys() - {"models"}},
         models={model["name"]: _Record(**{key: model.get(key) for key in kept}) for model in result["models"]},
     )

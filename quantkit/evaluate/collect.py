@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,20 +37,15 @@ def collect(
     text_sha256  kept in those files
     progress     called once for each layer of each group of windows
     """
-    sums = _Sums()
-    for group in [windows] if covariance else list(groups(windows)):
-        moments = _Moments(covariance, text_sha256) if covariance else None
-
-        def observe(name: str, x: Tensor, moments: _Moments | None = moments) -> None:
-            sums.add(name, x)
-            if moments is not None:
-                moments.add(name, x)
-
+    sums = _SquareSums()
+    moments = _Moments(covariance, text_sha256) if covariance else None
+    observe = _Observer(sums, moments)
+    for group in _groups(windows, whole=covariance is not None):
         with torch.inference_mode():
             (last,) = run([weights], group, how, observe=observe, progress=progress)
             sums.add(weights.head, last.flatten(0, 1))
-        if moments is not None:
-            moments.write()
+    if moments is not None:
+        moments.write()
     return sums.by_name
 
 
@@ -60,11 +56,15 @@ def moment_columns(model: Model) -> list[int]:
 
 def n_collect_steps(weights: Weights, windows: npt.NDArray[np.int64], covariance: bool) -> int:
     """How often collect() will call progress."""
-    n_groups = 1 if covariance else len(list(groups(windows)))
-    return n_groups * weights.network.layers
+    return len(_groups(windows, whole=covariance)) * weights.network.layers
 
 
-class _Sums:
+def _groups(windows: npt.NDArray[np.int64], whole: bool) -> list[npt.NDArray[np.int64]]:
+    """The windows that run side by side: whole for all of them."""
+    return [windows] if whole else list(groups(windows))
+
+
+class _SquareSums:
     def __init__(self) -> None:
         self.by_name: dict[str, ColumnSums] = {}
 
@@ -84,7 +84,7 @@ class _Moments:
         self._folder, self._text = folder, text_sha256
         self._layer = ""
         self._sums: dict[str, Tensor] = {}
-        self._count = 0
+        self._counts: Counter[str] = Counter()
 
     def add(self, name: str, x: Tensor) -> None:
         layer = ".".join(name.split(".")[:2])
@@ -93,12 +93,23 @@ class _Moments:
             self._layer = layer
         if name not in self._sums:
             self._sums[name] = torch.zeros(x.shape[1], x.shape[1], device=x.device)
-            self._count = 0
-        self._count += len(x)
+        self._counts[name] += len(x)
         self._sums[name].addmm_(x.T, x)
 
     def write(self) -> None:
         if self._sums:
             matrices = {name: sums.cpu().numpy() for name, sums in self._sums.items()}
-            write_layer(self._folder, self._layer, matrices, self._count, self._text)
-        self._sums = {}
+            (count,) = set(self._counts.values())  # every matrix of a layer has seen every token
+            write_layer(self._folder, self._layer, matrices, count, self._text)
+        self._sums, self._counts = {}, Counter()
+
+
+class _Observer:
+    """Hands what a matrix is multiplied by to all that collect it."""
+
+    def __init__(self, sums: _SquareSums, moments: _Moments | None) -> None:
+        self._collectors = [collector for collector in (sums, moments) if collector is not None]
+
+    def __call__(self, name: str, x: Tensor) -> None:
+        for collector in self._collectors:
+            collector.add(name, x)

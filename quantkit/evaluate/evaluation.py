@@ -12,7 +12,7 @@ import numpy.typing as npt
 from quantkit import __version__, kernels
 from quantkit.errors import UsageError
 from quantkit.evaluate.measure import Measurement, measure
-from quantkit.evaluate.model import Model, same_network
+from quantkit.evaluate.model import Model
 from quantkit.evaluate.network import Arithmetic
 from quantkit.evaluate.score import Scores
 from quantkit.evaluate.statistics import summary
@@ -98,16 +98,14 @@ def evaluate(
     how: Arithmetic,
     progress: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """Measure models on a sample; against a base too, if there is one.
+    """Measure models on a sample; against a base too, if there is one.  Only their vocabularies have to be the same.
 
     returns  the result of `quantkit eval`: see README.md.  After a KeyboardInterrupt it is of the groups of windows
              that were finished, and `complete` is false.
-    raises   TensorError        models of different shapes
-             NotFiniteError     values that are no numbers (names the file and the layer where they begin)
+    raises   NotFiniteError     values that are no numbers (names the file and the layer where they begin)
              KeyboardInterrupt  it came before the first group was finished
     """
     every = [base, *models] if base else list(models)
-    same_network(every)
     files = [{"name": model.name, "file_bytes": model.file_bytes, "file_sha256": model.sha256} for model in every]
     done: Measurement | None = None
     try:

@@ -106,17 +106,26 @@ def n_scored(n_positions: int) -> int:
 
 def n_steps(models: Sequence[Weights], windows: npt.NDArray[np.int64]) -> int:
     """How often measure() will call progress."""
-    network = models[0].network
-    return len(list(groups(windows))) * n_group_steps(network, len(models))
+    return n_groups(windows) * n_group_steps([model.network for model in models])
 
 
-def n_group_steps(network: Network, n_models: int) -> int:
-    """How often measure_group() will call progress."""
-    return n_models * network.layers + -(-network.vocabulary // SLAB_TOKENS)
+def n_group_steps(networks: Sequence[Network]) -> int:
+    """How often measure_group() will call progress, for models of these networks."""
+    return sum(network.layers for network in networks) + -(-networks[0].vocabulary // SLAB_TOKENS)
 
 
 def groups(windows: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:
     """The windows a few at a time: GROUP_TOKENS, or one."""
-    size = max(1, GROUP_TOKENS // windows.shape[1])
+    size = _group_size(windows)
     for start in range(0, len(windows), size):
         yield windows[start : start + size]
+
+
+def n_groups(windows: npt.NDArray[np.int64]) -> int:
+    """How many groups() gives."""
+    return -(-len(windows) // _group_size(windows))
+
+
+def _group_size(windows: npt.NDArray[np.int64]) -> int:
+    size: int = max(1, GROUP_TOKENS // windows.shape[1])
+    return size

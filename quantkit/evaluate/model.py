@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,16 +15,16 @@ import numpy as np
 import numpy.typing as npt
 
 from quantkit import kernels
-from quantkit.arch import MappedTensor
+from quantkit.arch import EMBEDDING, HEAD, MappedTensor
 from quantkit.errors import FormatError, TensorError, UnsupportedError
-from quantkit.gguf_io import Field
+from quantkit.gguf_io import Field, Kind
 from quantkit.osio import InputFile, cpu_count
 from quantkit.qtypes import F32, QType
 from quantkit.source import Source, open_source, read_source
+from quantkit.source.gguf import needed
 
 F32Array = npt.NDArray[np.float32]
 
-EMBEDDING, HEAD, LAST_NORM = "token_embd.weight", "output.weight", "output_norm.weight"
 SLAB_WEIGHTS = 1 << 20
 _HASHED_AT_ONCE = 1 << 22
 
@@ -158,11 +157,17 @@ class Model:
             first += n_rows
 
     def _number(self, key: str) -> float:
-        """The value of a key "<family>.<key>", float32 as files have it: a checkpoint's own may have more digits."""
-        field = self.fields.get(f"{self._family}.{key}")
-        if field is None or not isinstance(field.value, int | float):
-            raise FormatError("a needed key is missing", file=self.path, key=f"{self._family}.{key}", found="nothing")
-        return float(np.float32(field.value))
+        """The value of a key "<family>.<key>", float32 as files have it: a checkpoint's own may have more digits.
+
+        raises  FormatError  no such key, or a value that is no positive float32 number
+        """
+        name = f"{self._family}.{key}"
+        value = needed(self.fields, name, Kind.F32, self.path)
+        with np.errstate(over="ignore"):
+            number = float(np.float32(value))
+        if not 0 < number < math.inf:
+            raise FormatError("an impossible number", file=self.path, key=name, expected="above 0", found=value)
+        return number
 
     def _rotation(self) -> Rotation:
         rope = self.network.rope
@@ -170,10 +175,15 @@ class Model:
         inverse = self._number("rope.freq_base") ** -exponents
         factors = "rope_factors_short.weight"  # windows are no longer than the original context
         if factors in self._tensors:
-            inverse = inverse / self.matrix(factors)[0]
-        with suppress(FormatError):
-            return Rotation(inverse, self._number("rope.scaling.attn_factor"))
-        return Rotation(inverse, 1.0)
+            divisors = self.matrix(factors)[0]
+            for divisor in divisors:
+                if not 0 < divisor < math.inf:
+                    raise TensorError(
+                        "a factor is no positive number", file=self.path, tensor=factors, found=float(divisor)
+                    )
+            inverse = inverse / divisors
+        factor = "rope.scaling.attn_factor"
+        return Rotation(inverse, self._number(factor) if f"{self._family}.{factor}" in self.fields else 1.0)
 
 
 def open_model(path: Path, warn: Callable[[str], None]) -> Model:
@@ -193,22 +203,6 @@ def _sha256(path: Path) -> str:
         for offset in range(0, file.size, _HASHED_AT_ONCE):
             digest.update(file.read(min(_HASHED_AT_ONCE, file.size - offset), offset))
     return digest.hexdigest()
-
-
-def same_network(models: Sequence[Model]) -> None:
-    """Raises TensorError unless the models have the same tensors in the same shapes."""
-    first = models[0]
-    for other in models[1:]:
-        for name in first.tensors.keys() | other.tensors.keys():
-            shapes = [model.tensors.get(name) for model in (first, other)]
-            if shapes[0] != shapes[1] and name != HEAD:
-                raise TensorError(
-                    f"is not the network of {first.name}",
-                    file=other.path,
-                    tensor=name,
-                    expected=shapes[0],
-                    found=shapes[1],
-                )
 
 
 def _refuse_other_scaling(fields: Mapping[str, Field], family: str, path: Path) -> None:

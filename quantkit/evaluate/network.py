@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention, silu
 
-from quantkit.arch import Network
+from quantkit.arch import EMBEDDING, LAST_NORM, Network
 from quantkit.errors import NotFiniteError, UsageError
 from quantkit.evaluate.activations import Activations, rounding
-from quantkit.evaluate.model import EMBEDDING, LAST_NORM, F32Array, Rotation
+from quantkit.evaluate.model import F32Array, Rotation
 from quantkit.qtypes import QType
 
 BATCH_BYTES = 256 << 20  # the widest of what a layer computes at once

@@ -59,7 +59,7 @@ def score(
     """
     n_tokens = models[0].network.vocabulary
     wanted = torch.from_numpy(targets).to(how.device)
-    sums = [_Sums(len(targets), how.device) for _ in models]
+    sums = [_LogitSums(len(targets), how.device) for _ in models]
     for start in range(0, n_tokens, SLAB_TOKENS):
         stop = min(start + SLAB_TOKENS, n_tokens)
         heads = [head_rows(model, how, start, stop) for model in models]
@@ -93,7 +93,7 @@ class _Slab:
     rescale: Tensor
 
 
-class _Sums:
+class _LogitSums:
     """The sums of one model over the slabs so far, each (n,)."""
 
     def __init__(self, n: int, device: str) -> None:
@@ -131,7 +131,7 @@ class _Sums:
         """log Z."""
         return self._largest.double() + self._sum.log()
 
-    def scores(self, base: _Sums | None) -> Scores:
+    def scores(self, base: _LogitSums | None) -> Scores:
         nll = (self.log_sum() - self._wanted.double()).cpu().numpy()
         if base is None:
             return Scores(nll)

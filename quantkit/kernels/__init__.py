@@ -41,7 +41,8 @@ NUMPY_TEXTS = {
     "Q5_K": (q5_k.encode, q5_k.decode),
     "Q6_K": (q6_k.encode, q6_k.decode),
 }
-WEIGHTS_AT_ONCE = 1 << 18  # two dozen temporaries of 1 MiB; with less, threads wait for the interpreter more than they work
+# Two dozen temporaries of 1 MiB. With less, threads wait for the interpreter more than they work.
+WEIGHTS_AT_ONCE = 1 << 18
 
 
 _choosing = threading.Lock()

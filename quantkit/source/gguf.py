@@ -133,7 +133,7 @@ def _find_family(weights: GGUFWeights) -> Family:
         raise UnsupportedError(
             "is no model", file=weights.path, key=kind.key, expected="model", found=shown(kind.value)
         )
-    name = _value(weights, "general.architecture", Kind.STRING)
+    name = needed(weights.fields, "general.architecture", Kind.STRING, weights.path)
     for family in FAMILIES:
         if family.gguf_name == name:
             return family
@@ -153,37 +153,39 @@ def _read_network(weights: GGUFWeights, family: Family) -> Network:
         return {attribute: _size(weights, f"{family.gguf_name}.{key}") for attribute, key in keys.items()}
 
     network, rope = sizes(_NETWORK_KEYS), sizes(_ROPE_KEYS)
-    theta: float = _value(weights, f"{family.gguf_name}.rope.freq_base", Kind.F32)
+    theta: float = needed(weights.fields, f"{family.gguf_name}.rope.freq_base", Kind.F32, weights.path)
     if network["layers"] > len(weights.tensors):
         raise _impossible(weights, f"{family.gguf_name}.block_count", f"no more than {len(weights.tensors)} tensors")
     for attribute, whole in (("heads", network["hidden"]), ("kv_heads", network["heads"])):
         if whole % network[attribute]:
             raise _impossible(weights, f"{family.gguf_name}.{_NETWORK_KEYS[attribute]}", f"a divisor of {whole}")
+    head_width = network["hidden"] // network["heads"]
+    if rope["rotary"] % 2 or rope["rotary"] > head_width:
+        key = f"{family.gguf_name}.{_ROPE_KEYS['rotary']}"
+        raise _impossible(weights, key, f"an even number of the {head_width} dimensions of a head")
     return Network(
         **network,
-        head_width=network["hidden"] // network["heads"],
-        vocabulary=len(_value(weights, "tokenizer.ggml.tokens", Kind.ARRAY)),
+        head_width=head_width,
+        vocabulary=len(needed(weights.fields, "tokenizer.ggml.tokens", Kind.ARRAY, weights.path)),
         rope=Rope(theta, rope["rotary"], rope["context"], rope["original_context"]),
         tied=family.head.gguf not in weights.tensors,
     )
 
 
 def _size(weights: GGUFWeights, key: str) -> int:
-    value: int = _value(weights, key, Kind.U32)
+    value: int = needed(weights.fields, key, Kind.U32, weights.path)
     if not 0 < value < 1 << 31:
         raise _impossible(weights, key, "1 to 2147483647")
     return value
 
 
-def _value(weights: GGUFWeights, key: str, kind: Kind) -> Any:
-    """The value of key, of that kind, as llama.cpp demands it."""
-    field = weights.fields.get(key)
+def needed(fields: Mapping[str, Field], key: str, kind: Kind, file: Path) -> Any:
+    """The value of key, of that kind, as llama.cpp demands it; raises FormatError for none, or one of another kind."""
+    field = fields.get(key)
     if field is None:
-        raise FormatError("a needed key is missing", file=weights.path, key=key, expected=kind.name, found="nothing")
+        raise FormatError("a needed key is missing", file=file, key=key, expected=kind.name, found="nothing")
     if field.kind is not kind:
-        raise FormatError(
-            "a value has the wrong type", file=weights.path, key=key, expected=kind.name, found=field.kind.name
-        )
+        raise FormatError("a value has the wrong type", file=file, key=key, expected=kind.name, found=field.kind.name)
     return field.value
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from quantkit import kernels
+from quantkit.arch import EMBEDDING
 from quantkit.errors import MagnitudeError, NotFiniteError
 from quantkit.evaluate import Model
 from quantkit.osio import cpu_count
@@ -24,7 +25,6 @@ from quantkit.qtypes import QType
 F32Array = npt.NDArray[np.float32]
 U8Array = npt.NDArray[np.uint8]
 
-EMBEDDING = "token_embd.weight"
 SLAB_WEIGHTS = 1 << 20
 
 

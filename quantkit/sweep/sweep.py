@@ -209,7 +209,7 @@ class Sweep:
     def n_steps(self, shard: Shard | None = None) -> int:
         """How often measure() will call progress."""
         every = (len({*missing.values(), None}) for missing in self._missing(self.share(shard)) if missing)
-        return sum(n_group_steps(self._model.network, n_models) for n_models in every)
+        return sum(n_group_steps([self._model.network] * n_models) for n_models in every)
 
     def memory_bytes(self, shard: Shard | None = None) -> int:
         """About how much memory measure() takes at most."""

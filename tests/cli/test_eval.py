@@ -83,11 +83,21 @@ def test_the_gate(source: Path, files: dict[str, Path], tmp_path: Path, capsys: 
     worse = tmp_path / "worse" / files["Q8_0"].name
     worse.parent.mkdir()
     worse.write_bytes(files["Q2_K"].read_bytes())
-    code, _, err = run(capsys, worse, *check[:-1])
+    code, _, err = run(capsys, worse, *check)
     assert code == 3
     assert "small-Q8_0.gguf  KLD" in err and ": worse (" in err
     assert "error: " in err and err.splitlines()[-1].startswith("hint: ") and "--update" in err
     assert (tmp_path / "small.json").read_bytes() == recorded
+
+    code, out, _ = run(capsys, worse, *check, "--json")
+    assert code == 3
+    ppl, kld = json.loads(out)["gate"]
+    keys = {"model", "figure", "before", "now", "difference", "error", "verdict"}
+    assert ppl.keys() >= keys and kld.keys() >= keys
+    assert (kld["model"], kld["figure"], kld["verdict"]) == ("small-Q8_0.gguf", "KLD", "worse")
+    assert kld["now"] - kld["before"] == pytest.approx(kld["difference"])
+    code, out, _ = run(capsys, *models, *check, "--json")
+    assert [finding["verdict"] for finding in json.loads(out)["gate"]] == ["as recorded"] * 4
 
     for other in (("--window", "64"), ("--activations", "q8"), ("--dtype", "bf16"), ("--base", files["Q8_0"])):
         with pytest.raises(SystemExit) as ended:
@@ -109,7 +119,7 @@ def test_one_changed_tensor_is_found(
     (tmp_path / "spoiled").mkdir()
     spoiled = small_gguf.edited(files["Q8_0"], tmp_path / "spoiled" / files["Q8_0"].name, turned)
     code, _, err = run(capsys, spoiled, *check)
-    assert code == 3 and "KLD of small-Q8_0.gguf" in err
+    assert code == 3 and "small-Q8_0.gguf  KLD" in err
 
 
 CODES: dict[str, tuple[tuple[str, ...], int, str]] = {
@@ -119,7 +129,7 @@ CODES: dict[str, tuple[tuple[str, ...], int, str]] = {
     "no such file": (("TMP/a.gguf",), 65, "is not a folder"),
     "no text": (("Q8_0", "--text", "TMP/a.txt"), 65, "no such file"),
     "too short a text": (("Q8_0", "--text", "TMP/short.txt"), 2, "too short"),
-    "no folder for the baseline": (("Q8_0", "--check", "TMP/none/a.json", "--update"), 73, "none"),
+    "no folder for the baseline": (("Q8_0", "--check", "TMP/none/none/a.json", "--update"), 73, "none"),
     "no baseline": (("Q8_0", "--check", "TMP/short.txt"), 65, "is not JSON"),
     "no such device": (("Q8_0", "--device", "abacus"), 2, "abacus"),
     "no such dtype": (("Q8_0", "--dtype", "f64"), 2, "f64"),
@@ -135,6 +145,36 @@ def test_exit_codes(files: dict[str, Path], tmp_path: Path, case: str, capsys: p
     assert (found, out) == (code, "")
     assert found != BugError.exit_code and words in err
     assert [path.name for path in tmp_path.iterdir()] == ["short.txt"]
+
+
+def test_without_a_base_the_table_has_no_empty_columns(
+    files: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = run(capsys, files["Q8_0"])
+    assert code == 0
+    assert out.splitlines()[0].split() == ["model", "size", "PPL"]
+
+
+def test_a_baselines_folder_is_made(files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = tmp_path / "baselines" / "small.json"
+    assert run(capsys, files["Q8_0"], "--check", record, "--update", "-q")[0] == 0
+    assert json.loads(record.read_text())["schema"]["name"] == "quantkit.baseline"
+
+
+@pytest.mark.parametrize("read", ["model", "base", "text"])
+def test_a_baseline_does_not_replace_what_is_read(
+    source: Path, files: dict[str, Path], tmp_path: Path, read: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs = {"model": tmp_path / "m.gguf", "base": tmp_path / "b.gguf", "text": tmp_path / "t.txt"}
+    for name in ("model", "base"):
+        inputs[name].write_bytes(files["Q2_K"].read_bytes())
+    inputs["text"].write_text("the hen and the egg. " * 20)
+    before = inputs[read].read_bytes()
+    given = (inputs["model"], "--base", inputs["base"], "--text", inputs["text"])
+    code, out, err = run(capsys, *given, "--check", inputs[read], "--update")
+    assert (code, out) == (2, "") and "would replace an input" in err
+    assert inputs[read].read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in inputs.values()}
 
 
 def process(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -77,6 +80,74 @@ def test_moments_without_room_are_refused_first(
     code, _, err = run(capsys, "imatrix", source, "-o", tmp_path / "a.gguf", *QUICK, "--covariance", tmp_path / "m")
     assert code == 73 and "too little room" in err
     assert not (tmp_path / "a.gguf").exists()
+
+
+@pytest.mark.parametrize("read", ["model.safetensors", "text.txt", "blk.0.safetensors"])
+def test_it_does_not_replace_what_it_reads(
+    source: Path, tmp_path: Path, read: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "small"
+    shutil.copytree(source, folder)
+    for name in ("text.txt", "blk.0.safetensors"):
+        (folder / name).write_text("the hen and the egg. " * 20)
+    covariance = read.startswith("blk.")
+    text = folder / ("blk.0.safetensors" if covariance else "text.txt")
+    outputs = ("-o", tmp_path / "a.gguf", "--covariance", folder) if covariance else ("-o", folder / read)
+    (folder / "model.safetensors.index.json").unlink(missing_ok=True)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    code, out, err = run(capsys, "imatrix", folder, *outputs, "--text", text, *QUICK)
+    assert (code, out) == (2, "") and "would replace an input" in err, err
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_moments_of_two_texts_do_not_mix(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "moments"
+    command = ("imatrix", source, "-o", tmp_path / "a.gguf", "--covariance", folder, "-q")
+    assert run(capsys, *command, *QUICK)[0] == 0
+    assert run(capsys, *command, *QUICK)[0] == 0
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    code, _, err = run(capsys, *command, "--window", "32", "--windows", "5")
+    assert code == 73 and "key count" in err and "hint: name an empty folder" in err
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+# A signal to the process itself, when so many layers are done.
+STOPPED = """
+import importlib, os, signal
+module = importlib.import_module("quantkit.evaluate.collect")
+from quantkit.cli import main
+run = module.run
+def stopping(*arguments, progress, **options):
+    layers = iter(range(9))
+    def counting():
+        progress()
+        if next(layers) + 1 == {n_layers}:
+            os.kill(os.getpid(), signal.SIGINT)
+    return run(*arguments, progress=counting, **options)
+module.run = stopping
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("n_layers", "options", "words"),
+    [
+        (2, ("--covariance", "TMP/moments"), "TMP/moments: stopped; the folder has the second moments of blk.0\n"),
+        (1, ("--covariance", "TMP/moments"), "stopped; nothing was written under a final name\n"),
+        (2, (), "stopped; nothing was written under a final name\n"),
+    ],
+    ids=["a layer is written", "none is", "no moments"],
+)
+def test_stopped_it_says_what_is_there(
+    source: Path, tmp_path: Path, n_layers: int, options: tuple[str, ...], words: str
+) -> None:
+    placed = [part.replace("TMP", str(tmp_path)) for part in options]
+    arguments = ["imatrix", str(source), "-o", str(tmp_path / "a.gguf"), *QUICK, *placed]
+    command = [sys.executable, "-c", STOPPED.format(n_layers=n_layers), *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (result.returncode, result.stdout) == (130, "")
+    assert words.replace("TMP", str(tmp_path)) in result.stderr
+    assert not list(tmp_path.glob("a.gguf*"))
 
 
 CODES = {

@@ -184,3 +184,11 @@ def test_without_the_extra_it_says_how_to_have_it(source: Path, tmp_path: Path, 
     assert (result.returncode, result.stdout) == (2, "")
     assert f"measuring needs {library}" in result.stderr and "quantkit[eval]" in result.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_the_report_does_not_replace_the_text(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = tmp_path / "report.csv"
+    text.write_text("the hen and the egg. " * 20)
+    code, _, err = run(capsys, source, *TYPES, *QUICK, "-o", tmp_path, "--text", text)
+    assert code == 2 and "would replace an input" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["report.csv"]

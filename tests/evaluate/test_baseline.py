@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from quantkit.errors import FormatError, InputError, UsageError
-from quantkit.evaluate import Baseline, read_baseline, write_baseline
+from quantkit.evaluate import Baseline, Finding, read_baseline, write_baseline
 from quantkit.osio import AtomicFile
 
 RNG = np.random.default_rng(11)
@@ -69,12 +70,15 @@ def test_the_same_again(baseline: Baseline) -> None:
 
 SPREAD = NOISE * 0.01  # what a change does to single windows
 ERROR = SPREAD.std() / np.sqrt(19)
+FEW = np.eye(20)
 CHANGES = {
     "another order of addition": (NLL + 1e-7, KLD + 1e-7, ["same", "same"]),
     "within the error": (NLL + SPREAD + 2.5 * ERROR, KLD + SPREAD + 2.5 * ERROR, ["moved", "moved"]),
     "beyond the error": (NLL + SPREAD + 3.5 * ERROR, KLD + SPREAD + 3.5 * ERROR, ["worse", "worse"]),
     "the KLD alone": (NLL, KLD + SPREAD + 3.5 * ERROR, ["same", "worse"]),
     "everywhere a little": (NLL + 1e-3, KLD + 1e-3, ["worse", "worse"]),
+    "six windows of twenty": (NLL + 0.1 * FEW[:6].sum(0), KLD + 0.1 * FEW[:6].sum(0), ["moved", "moved"]),
+    "seven windows of twenty": (NLL + 0.1 * FEW[:7].sum(0), KLD + 0.1 * FEW[:7].sum(0), ["worse", "worse"]),
     "better": (NLL - 1e-2, KLD - 1e-2, ["moved", "moved"]),
 }
 
@@ -83,6 +87,17 @@ CHANGES = {
 def test_what_is_worse(baseline: Baseline, change: str) -> None:
     nll, kld, expected = CHANGES[change]
     assert verdicts(baseline, result(nll, kld)) == expected
+
+
+@pytest.mark.parametrize("error", [math.inf, math.nan])
+@pytest.mark.parametrize("now", [2.0, 3.0])
+def test_a_tolerance_that_is_no_number_tolerates_nothing(error: float, now: float) -> None:
+    assert Finding("m.gguf", "KLD", 2.0, now, now - 2.0, error).worse
+
+
+def test_the_worst_that_logits_can_give_is_recorded(file: Path) -> None:
+    worst = result([1e39] * 20, [1e39] * 20)
+    assert verdicts(recorded(file, worst), worst) == ["same", "same"]
 
 
 def test_fewer_windows_are_held_against_the_first(baseline: Baseline) -> None:
@@ -144,6 +159,15 @@ MODEL = ("models", "m.gguf")
 BROKEN: dict[str, tuple[Callable[[Any], None], str | None]] = {
     "a result": (changed({"name": "quantkit.eval", "version": 1}, "schema"), "schema.name"),
     "a later version": (changed(2, "schema", "version"), "schema.version"),
+    "no schema": (deleted("schema"), "schema"),
+    "a schema without a name": (deleted("schema", "name"), "schema.name"),
+    "a schema without a version": (deleted("schema", "version"), "schema.version"),
+    "no version of quantkit": (deleted("quantkit"), "quantkit"),
+    "an empty table of models": (changed({}, "models"), "models"),
+    "an NLL below zero": (changed([-0.1, 1.0], *MODEL, "nll_by_window"), "models.m.gguf.nll_by_window.0"),
+    "an NLL beyond squares": (changed([1.0, 1e308], *MODEL, "nll_by_window"), "models.m.gguf.nll_by_window.1"),
+    "a KLD below rounding": (changed([-0.1, 1.0], *MODEL, "kld_by_window"), "models.m.gguf.kld_by_window.0"),
+    "a KLD beyond squares": (changed([1.0, 1e308], *MODEL, "kld_by_window"), "models.m.gguf.kld_by_window.1"),
     "no schema's name": (changed({}, "schema", "name"), "schema.name"),
     "no text": (deleted("text_sha256"), "text_sha256"),
     "a text for a number": (changed("512", "window"), "window"),

@@ -29,6 +29,7 @@ from quantkit.evaluate import (
     sample,
 )
 from quantkit.evaluate import measure as module
+from quantkit.evaluate.network import head_rows, run
 from quantkit.gguf_io import Kind
 from quantkit.qtypes import BF16, F32
 
@@ -135,6 +136,53 @@ def test_what_is_kept_of_how(little: Path, little_files: dict[str, Path], text: 
             file["file_sha256"] for file in (result["base"], *result["models"])
         ]
     assert result["base_sha256"] == result["base"]["file_sha256"]
+
+
+@pytest.fixture(scope="session")
+def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small checkpoint without its second layer, the second half of its width, heads and feed-forward."""
+    heads, kv_heads, width = small.HEADS // 2, small.KV_HEADS // 2, small.HIDDEN // 2
+    sizes = {
+        "num_hidden_layers": 1,
+        "hidden_size": width,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "intermediate_size": small.FEED_FORWARD // 2,
+    }
+
+    def prune(tensors: small.Tensors) -> None:
+        small.lively(tensors)
+        for name in [name for name in tensors if "layers.1." in name]:
+            del tensors[name]
+        for name, values in tensors.items():
+            kept = [n if n == small.VOCABULARY else n // 2 for n in values.shape]
+            tensors[name] = values[tuple(map(slice, kept))].copy()
+
+    folder = tmp_path_factory.mktemp("pruned") / "pruned"
+    return small.write(folder, edit_config=lambda config: config.update(sizes), edit_tensors=prune)
+
+
+def test_a_base_of_another_width_and_depth(
+    little: Path, little_files: dict[str, Path], pruned: Path, text: Text
+) -> None:
+    """Each has the figures it has alone, and the distance of two is that of their predictions."""
+    calls: list[None] = []
+    mixed = measured([little, pruned, little_files["Q8_0"]], text, lambda: calls.append(None))
+    with opened(little, pruned, little_files["Q8_0"]) as models:
+        chosen = sample(models, text, 64, 5)
+        assert len(calls) == n_steps(models, chosen.windows) == 2 * small.LAYERS + 1 + 1
+        for model, figures in zip(models, (mixed["base"], *mixed["models"]), strict=True):
+            alone = evaluate([model], chosen, how=EXACT)["models"][0]
+            assert alone["nll_by_window"] == figures["nll_by_window"]
+        states = [run([model], chosen.windows, EXACT)[0].flatten(0, 1) for model in models[:2]]
+        base, other = (
+            torch.log_softmax(head_rows(model, EXACT, 0, small.VOCABULARY)(state).double(), -1)
+            for model, state in zip(models, states, strict=False)
+        )
+    kld = (base.exp() * (base - other)).sum(-1).view(5, 64)[:, 32:63].mean(-1)
+    assert mixed["models"][0]["kld_by_window"] == pytest.approx(kld.numpy(), rel=1e-5)
+    assert kld.min() > 0.05
+    assert mixed["models"][1] == measured([little, little_files["Q8_0"]], text)["models"][0]
 
 
 # transformers' name of a module of a layer: GGUF's

@@ -138,6 +138,18 @@ BAD: dict[str, Bad] = {
         "contradicts",
         "blk.0.attn_qkv.weight",
     ),
+    "a rotation wider than a head": (
+        setting("phi3.rope.dimension_count", Kind.U32, 128),
+        FormatError,
+        "impossible",
+        "phi3.rope.dimension_count",
+    ),
+    "a rotation of an odd width": (
+        setting("phi3.rope.dimension_count", Kind.U32, 63),
+        FormatError,
+        "impossible",
+        "phi3.rope.dimension_count",
+    ),
     "another width": (
         setting("phi3.embedding_length", Kind.U32, 512),
         TensorError,
