@@ -219,7 +219,7 @@ def test_the_source_is_not_overwritten(base: Path, tmp_path: Path) -> None:
     path.write_bytes(base.read_bytes())
     with open_source(path) as weights:
         planned = make_plan(weights, [preset("BF16")], warn=pytest.fail)
-        with pytest.raises(UsageError, match="replace the source"):
+        with pytest.raises(UsageError, match="replace an input"):
             convert(weights, planned, [tmp_path / "." / "model-BF16.gguf"])
     assert path.read_bytes() == base.read_bytes()
     assert [path.name for path in tmp_path.iterdir()] == ["model-BF16.gguf"]

@@ -162,7 +162,7 @@ with Sweep.open(asked, print) as opened:
     said = opened.memory_bytes()
     opened.measure()
 # Not ru_maxrss: a process begins with that of the one it was forked from.
-print(said, int(re.search("VmHWM: *\\s(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024)
+print(said, int(re.search("VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024)
 """
 
 
