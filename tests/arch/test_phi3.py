@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import published
 import pytest
 import small
 
@@ -13,16 +14,7 @@ from quantkit.arch import MappedTensor, Network, find_family
 from quantkit.errors import ConfigError, UnsupportedError
 
 FILE = Path("config.json")
-PHI4 = small.config() | {
-    "hidden_size": 5120,
-    "intermediate_size": 17920,
-    "num_attention_heads": 40,
-    "num_hidden_layers": 40,
-    "num_key_value_heads": 10,
-    "vocab_size": 100352,
-    "max_position_embeddings": 16384,
-    "original_max_position_embeddings": 16384,
-}
+PHI4 = small.config() | published.PHI4
 LONGROPE = {"type": "longrope", "long_factor": [*range(1, 49)], "short_factor": [1.0] * 48}
 PHI4_MINI = PHI4 | {
     "hidden_size": 3072,
