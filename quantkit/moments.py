@@ -10,21 +10,46 @@ They are for methods that round one column with an eye to the others.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from quantkit import __version__
-from quantkit.errors import OutputError
-from quantkit.osio import AtomicFile
+from quantkit.checkpoint.header import TensorInfo, read_header
+from quantkit.errors import FormatError, OutputError, TensorError
+from quantkit.osio import AtomicFile, InputFile
+from quantkit.qtypes import F32
 
 F32Array = npt.NDArray[np.float32]
 
 _HINT = "name an empty folder, or remove the files of this one"
+_COLLECT = "collect the second moments with this very model: quantkit imatrix --covariance"
 _LAYER_FILE = re.compile(r"(blk\.([0-9]+))\.safetensors", re.ASCII)
+_IN_A_LAYER = re.compile(r"(blk\.[0-9]+)\..+", re.ASCII | re.DOTALL)
+_COUNT = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)
+_TEXT_SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_MIRRORED_AT_ONCE = 1024  # columns; a square of them, 4 MiB, is turned over within the cache
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """The second moments of what one matrix is multiplied by.
+
+    sums         float32 (k, k), symmetric, finite: x x^T added up over the tokens
+    count        tokens that were added up
+    text_sha256  of the text they are of
+    sha256       of the packed triangle's bytes
+    """
+
+    sums: F32Array
+    count: int
+    text_sha256: str
+    sha256: str
 
 
 def nbytes(columns: Iterable[int]) -> int:
@@ -90,3 +115,93 @@ def pack(matrix: F32Array) -> F32Array:
         first = row * (row + 1) // 2
         packed[first : first + row + 1] = matrix[row, : row + 1]
     return packed
+
+
+def has_moments(folder: Path, name: str) -> bool:
+    """Whether folder has a file for the layer of a GGUF name; the matrices of layers alone have moments."""
+    layer = _IN_A_LAYER.fullmatch(name)
+    return layer is not None and layer_file(folder, layer[1]).exists()
+
+
+def read_moments(folder: Path, name: str, n_columns: int) -> Moments:
+    """Read and check the second moments of one matrix.  It takes the 4 n_columns^2 bytes of the result.
+
+    name       GGUF name
+    n_columns  of the matrix
+    raises     InputError   no such file, or none to be read
+               FormatError  no safetensors file, or what no second moments have: a value that is no finite number, a
+                            negative sum of squares, no count of tokens
+               TensorError  the matrix is not in it, or is of another size
+               DiskError    reading failed
+    """
+    layer = _IN_A_LAYER.fullmatch(name)
+    if layer is None:
+        raise TensorError("only the matrices of layers have second moments", tensor=name)
+    path = layer_file(folder, layer[1])
+    with InputFile(path) as file:
+        tensors = read_header(file)
+        if name not in tensors:
+            raise TensorError("no second moments of this matrix", hint=_COLLECT, file=path, tensor=name)
+        count, text_sha256 = _metadata(path)
+        sums, sha256 = _read_triangle(file, tensors[name], n_columns)
+        return Moments(sums, count, text_sha256, sha256)
+
+
+def _metadata(path: Path) -> tuple[int, str]:
+    """count and text_sha256 of a file whose header is sound; raises FormatError."""
+    from safetensors import safe_open
+
+    with safe_open(path, "numpy") as file:
+        metadata = file.metadata() or {}
+    for key, form, expected in (
+        ("count", _COUNT, "a number of tokens"),
+        ("text_sha256", _TEXT_SHA256, "64 hexadecimal digits"),
+    ):
+        if not form.fullmatch(found := metadata.get(key, "")):
+            raise FormatError(
+                "is no file of second moments", hint=_COLLECT, file=path, key=key, expected=expected, found=found[:80]
+            )
+    return int(metadata["count"]), metadata["text_sha256"]
+
+
+def _read_triangle(file: InputFile, tensor: TensorInfo, k: int) -> tuple[F32Array, str]:
+    """The symmetric matrix (k, k), and the SHA-256 of its packed triangle."""
+    if tensor.dtype is not F32 or tensor.shape != (k * (k + 1) // 2,):
+        raise TensorError(
+            "the second moments are of a matrix of another size",
+            hint=_COLLECT,
+            file=file.path,
+            tensor=tensor.name,
+            expected=f"F32 [{k * (k + 1) // 2}], the triangle of {k} columns",
+            found=f"{tensor.dtype} {list(tensor.shape)}",
+        )
+    sums = np.empty((k, k), np.float32)
+    digest = hashlib.sha256()
+    for row in range(k):
+        values = sums[row, : row + 1]
+        file.read_into(values.data.cast("B"), tensor.offset + 4 * (row * (row + 1) // 2))
+        digest.update(values.data)
+        if not np.isfinite(values).all() or values[row] < 0:
+            wrong = row if values[row] < 0 else int(np.isfinite(values).argmin())
+            raise FormatError(
+                "no second moment is such a number",
+                hint=_COLLECT,
+                file=file.path,
+                tensor=tensor.name,
+                row=row,
+                column=wrong,
+                expected="a finite number, on the diagonal at least 0",
+                found=float(values[wrong]),
+            )
+    _mirror(sums)
+    return sums, digest.hexdigest()
+
+
+def _mirror(matrix: F32Array) -> None:
+    """Copy the lower triangle of (k, k) into the upper, in place."""
+    step = _MIRRORED_AT_ONCE
+    for row in range(0, len(matrix), step):
+        corner = matrix[row : row + step, row : row + step]
+        corner[:] = np.tril(corner) + np.tril(corner, -1).T
+        for column in range(0, row, step):
+            matrix[column : column + step, row : row + step] = matrix[row : row + step, column : column + step].T

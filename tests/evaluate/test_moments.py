@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from quantkit import moments
-from quantkit.errors import OutputError
+from quantkit.errors import FormatError, InputError, OutputError, TensorError
+
+TEXT = "ab" * 32
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 256, 257])
@@ -70,3 +75,83 @@ def test_what_is_no_moments_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot be read") as caught:
         moments.refuse_others(tmp_path, 64, "ab" * 32)
     assert caught.value.hint
+
+
+# ---- reading
+
+NAME = "blk.0.ffn_up.weight"
+
+
+def symmetric(k: int) -> np.ndarray:
+    x = np.random.default_rng(k).standard_normal((k, k)).astype(np.float32)
+    product = x @ x.T
+    return np.tril(product) + np.tril(product, -1).T
+
+
+@pytest.mark.parametrize("k", [1, 3, 256, 1023, 1024, 1025, 2049])
+def test_what_is_written_is_read(tmp_path: Path, k: int) -> None:
+    sums = symmetric(k)
+    moments.write_layer(tmp_path, "blk.0", {"blk.0.attn_qkv.weight": np.eye(2, dtype=np.float32), NAME: sums}, 7, TEXT)
+    found = moments.read_moments(tmp_path, NAME, k)
+    assert found.sums.tobytes() == sums.tobytes()
+    assert (found.count, found.text_sha256) == (7, TEXT)
+    assert found.sha256 == hashlib.sha256(moments.pack(sums).tobytes()).hexdigest()
+
+
+def test_layers_alone_have_moments(tmp_path: Path) -> None:
+    write(tmp_path, "blk.0")
+    assert moments.has_moments(tmp_path, NAME)
+    assert not moments.has_moments(tmp_path, "blk.1.ffn_up.weight")
+    assert not moments.has_moments(tmp_path, "output.weight")
+    with pytest.raises(TensorError, match="layers") as caught:
+        moments.read_moments(tmp_path, "../blk.0.weight", 3)
+    assert caught.value.details["tensor"] == "../blk.0.weight"
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file") as caught:
+        moments.read_moments(tmp_path, NAME, 3)
+    assert caught.value.details["file"] == tmp_path / "blk.0.safetensors"
+
+
+def damaged(folder: Path, name: str = NAME, values: object = None, **metadata: str) -> None:
+    """A file of the moments of 3 columns, but for what is given."""
+    data = np.array([1, 0, 1, 0, 0, 1] if values is None else values, np.float32)
+    save_file({name: data}, folder / "blk.0.safetensors", {"count": "7", "text_sha256": TEXT} | metadata)
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "details"),
+    [
+        ({"name": "blk.0.ffn_gate.weight"}, TensorError, {"tensor": NAME}),
+        ({"values": [1, 0, 1]}, TensorError, {"tensor": NAME, "found": "F32 [3]"}),
+        ({"values": [[1, 0, 1], [0, 0, 1]]}, TensorError, {"tensor": NAME, "found": "F32 [2, 3]"}),
+        ({"values": [1, 0, 1, np.nan, 0, 1]}, FormatError, {"tensor": NAME, "row": 2, "column": 0}),
+        ({"values": [1, 0, 1, 0, np.inf, 1]}, FormatError, {"tensor": NAME, "row": 2, "column": 1}),
+        ({"values": [1, 0, 1, 0, 0, -1]}, FormatError, {"tensor": NAME, "row": 2, "column": 2, "found": -1.0}),
+        ({"count": "0"}, FormatError, {"key": "count", "found": "0"}),
+        ({"count": "-7"}, FormatError, {"key": "count", "found": "-7"}),
+        ({"count": "9" * 4000}, FormatError, {"key": "count"}),
+        ({"text_sha256": "ab"}, FormatError, {"key": "text_sha256", "found": "ab"}),
+    ],
+)
+def test_what_no_moments_have_is_refused(
+    tmp_path: Path, change: dict[str, Any], kind: type[InputError], details: dict[str, object]
+) -> None:
+    damaged(tmp_path)
+    assert moments.read_moments(tmp_path, NAME, 3).sums.tolist() == np.eye(3).tolist()
+    damaged(tmp_path, **change)
+    with pytest.raises(kind) as caught:
+        moments.read_moments(tmp_path, NAME, 3)
+    assert caught.value.details["file"] == tmp_path / "blk.0.safetensors"
+    assert details.items() <= caught.value.details.items()
+
+
+def test_a_cut_file_is_refused(tmp_path: Path) -> None:
+    damaged(tmp_path)
+    path = tmp_path / "blk.0.safetensors"
+    whole = path.read_bytes()
+    for n in (0, 7, 40, len(whole) - 1):
+        path.write_bytes(whole[:n])
+        with pytest.raises(FormatError):
+            moments.read_moments(tmp_path, NAME, 3)
