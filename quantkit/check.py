@@ -9,9 +9,9 @@ import numpy as np
 
 from quantkit import kernels
 from quantkit.checkpoint import TensorInfo, Weights
-from quantkit.convert import SLAB_WEIGHTS
 from quantkit.errors import MagnitudeError, NotFiniteError
 from quantkit.plan import Plan
+from quantkit.slabs import SLAB_WEIGHTS
 
 
 @dataclass(frozen=True)

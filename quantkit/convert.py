@@ -1,31 +1,23 @@
-"""Fill planned outputs in one pass over the weights: slab by slab, on all processors, in bounded memory."""
+"""Fill planned outputs in one pass over the weights; what is done is certain, what is finished is whole."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
-import numpy as np
-
-from quantkit import __version__, kernels
+from quantkit import __version__
 from quantkit.checkpoint import Weights
-from quantkit.digests import Abandoned, FailTogether, OrderedDigest
+from quantkit.digests import OrderedDigest
 from quantkit.errors import (
     BusyError,
     DiskError,
     Interrupted,
-    MagnitudeError,
-    NotFiniteError,
     OutputError,
     Paused,
     UsageError,
@@ -34,10 +26,9 @@ from quantkit.journal import Done, Journal
 from quantkit.osio import AtomicFile, allocated_bytes, cpu_count, free_space, refuse_replacing
 from quantkit.plan import Job, OutputFile, Plan, shard_digests
 from quantkit.qtypes import QType
+from quantkit.slabs import Slab, Work, run
 
-SLAB_WEIGHTS = 1 << 20  # 4 MiB of float32: large beside a system call, small beside the memory of any machine
 SECONDS_BETWEEN_RECORDS = 5.0  # what a kill can cost
-PROCESS_BYTES = 128 << 20  # the interpreter, NumPy, a vocabulary of 200,000 tokens
 
 
 def convert(
@@ -90,12 +81,6 @@ def _finish(weights: Weights, parts: Sequence[_Part]) -> None:
     for part in reversed(parts):  # of a split file the first shard comes last: it is the one that gets loaded
         part.file.publish()
         part.journal.remove()
-
-
-def memory_bytes(threads: int | None = None) -> int:
-    """About how much memory a conversion holds, whatever the model: what a thread keeps of a slab, and the process."""
-    widest = 4 + 4 + 4  # bytes of a weight as read, as float32 and as packed
-    return PROCESS_BYTES + (threads or cpu_count()) * SLAB_WEIGHTS * widest
 
 
 def _plan_digests(weights: Weights, plan: Plan) -> Iterator[tuple[OutputFile, str]]:
@@ -183,140 +168,35 @@ class _Part:
             self.journal.remove()
 
 
-@dataclass(frozen=True)
-class Slab:
-    """Rows start to stop of a job's tensor."""
-
-    job: Job
-    start: int
-    stop: int
-    last: bool
-
-    @property
-    def source_bytes(self) -> int:
-        return sum((stop - start) * source.row_bytes for source, start, stop in self.job.rows(self.start, self.stop))
-
-
-@dataclass
-class _Work:
-    """One job in progress: the digests of its sources and of what it becomes, by type."""
-
-    job: Job
-    sources: dict[str, OrderedDigest] = field(default_factory=dict)
-    packed: dict[QType, OrderedDigest] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.sources = {source.name: OrderedDigest() for source in self.job.sources}
-        self.packed = {target.qtype: OrderedDigest() for target in self.job.targets}
-
-    def done(self, qtype: QType) -> Done:
-        return Done(self.packed[qtype].hexdigest(), {name: digest.hexdigest() for name, digest in self.sources.items()})
-
-
 def _fill(weights: Weights, plan: Plan, parts: Sequence[_Part], threads: int, progress: Callable[[int], None]) -> None:
-    """Work through all slabs of all jobs that are not done, and note each tensor when its last slab is."""
-    files = [part.file for part in parts]
-    scratch = threading.local()
+    """Take all tensors that are not done through their journey, and note each when it is."""
     recorded = time.monotonic()
 
-    def finish(slab: Slab, work: _Work, future: Future[None]) -> None:
+    def left(job: Job) -> Work:
+        targets = tuple(target for target in job.targets if job.name not in parts[target.file].done)
+        return Work(replace(job, targets=targets), {target.qtype: OrderedDigest() for target in targets})
+
+    def put(slab: Slab, work: Work, qtype: QType, packed: memoryview) -> None:
+        start = slab.start * qtype.row_bytes(slab.job.n_columns)
+        work.results[qtype].add(start, packed)
+        for target in slab.job.targets:
+            if target.qtype is qtype:
+                parts[target.file].file.write(packed, target.offset + start)
+
+    def done(work: Work) -> None:
+        for target in work.job.targets:
+            sources = {name: digest.hexdigest() for name, digest in work.sources.items()}
+            parts[target.file].done[work.job.name] = Done(work.results[target.qtype].hexdigest(), sources)
+
+    def advance(source_bytes: int) -> None:
         nonlocal recorded
-        future.result()
-        progress(slab.source_bytes)
-        if slab.last:
-            for target in slab.job.targets:
-                parts[target.file].done[slab.job.name] = work.done(target.qtype)
+        progress(source_bytes)
         if time.monotonic() - recorded > SECONDS_BETWEEN_RECORDS:
             for part in parts:
                 part.record()
             recorded = time.monotonic()
 
-    with ThreadPoolExecutor(threads) as pool:
-        running: deque[tuple[Slab, _Work, Future[None]]] = deque()
-        try:
-            for job in plan.jobs:
-                left = tuple(target for target in job.targets if job.name not in parts[target.file].done)
-                work = _Work(replace(job, targets=left))
-                for slab in slabs(work.job):
-                    if not left:
-                        progress(slab.source_bytes)
-                        continue
-                    running.append((slab, work, pool.submit(_write_slab, weights, slab, work, files, scratch)))
-                    if len(running) > 2 * threads:
-                        finish(*running.popleft())
-            while running:
-                finish(*running.popleft())
-        except BaseException as error:
-            pool.shutdown(wait=True, cancel_futures=True)
-            if isinstance(error, Abandoned):  # a slab gave up because another failed: that one's error is the news
-                for _, _, future in running:
-                    if future.done() and not future.cancelled():
-                        with suppress(Abandoned):
-                            future.result()
-            raise
-
-
-def slabs(job: Job) -> Iterator[Slab]:
-    """The tensor's rows in pieces of about SLAB_WEIGHTS."""
-    step = max(1, SLAB_WEIGHTS // job.n_columns)
-    for start in range(0, job.n_rows, step):
-        yield Slab(job, start, min(start + step, job.n_rows), start + step >= job.n_rows)
-
-
-class _Scratch:
-    """Arrays that one thread uses again and again; each grows to the largest size asked for."""
-
-    def __init__(self) -> None:
-        self._buffers: dict[str, Any] = {}
-
-    def array(self, name: str, dtype: Any, shape: tuple[int, int]) -> Any:
-        nbytes = shape[0] * shape[1] * np.dtype(dtype).itemsize
-        if name not in self._buffers or self._buffers[name].nbytes < nbytes:
-            self._buffers[name] = np.empty(nbytes, np.uint8)
-        return self._buffers[name][:nbytes].view(dtype).reshape(shape)
-
-
-def _write_slab(weights: Weights, slab: Slab, work: _Work, files: Sequence[AtomicFile], local: threading.local) -> None:
-    """Read a slab, widen it, pack it once for each distinct type, and put it in its places."""
-    if not hasattr(local, "scratch"):
-        local.scratch = _Scratch()
-    scratch: _Scratch = local.scratch
-    job, n_rows = slab.job, slab.stop - slab.start
-    with FailTogether(*work.sources.values(), *work.packed.values()):
-        rows = scratch.array("rows", np.float32, (n_rows, job.n_columns))
-        _read(weights, slab, work, rows, scratch)
-        for qtype, digest in work.packed.items():
-            row_bytes = qtype.row_bytes(job.n_columns)
-            packed = scratch.array("packed", np.uint8, (n_rows, row_bytes))
-            _encode(rows, qtype, packed, slab)
-            digest.add(slab.start * row_bytes, packed.data)
-            for target in job.targets:
-                if target.qtype is qtype:
-                    files[target.file].write(packed.data.cast("B"), target.offset + slab.start * row_bytes)
-
-
-def _read(weights: Weights, slab: Slab, work: _Work, rows: Any, scratch: _Scratch) -> None:
-    """Fill rows float32 (n, k) with the slab's weights."""
-    if slab.job.values:
-        rows[:] = np.array(slab.job.values, np.float32).reshape(slab.job.n_rows, -1)[slab.start : slab.stop]
-    first = 0
-    for source, start, stop in slab.job.rows(slab.start, slab.stop):
-        raw = scratch.array("raw", np.uint8, (stop - start, source.row_bytes))
-        weights.read_rows(source, start, stop, raw)
-        work.sources[source.name].add(start * source.row_bytes, raw.data)
-        kernels.decode(raw, source.dtype, out=rows[first : first + stop - start])
-        first += stop - start
-
-
-def _encode(rows: Any, qtype: QType, out: Any, slab: Slab) -> None:
-    """kernels.encode, with the file, tensor and true row of a weight that it refuses."""
-    try:
-        kernels.encode(rows, qtype, slab.job.importance, out=out)
-    except (NotFiniteError, MagnitudeError) as error:
-        source, row = slab.job.source_of(slab.start + error.details["row"])
-        place = {"file": source.file, "tensor": source.name, "row": row}
-        hint = "the checkpoint is damaged or training diverged; a wider type holds larger weights"
-        raise type(error)(error.message, hint=hint, **error.details | place) from None
+    run(weights, map(left, plan.jobs), put, threads=threads, done=done, progress=advance)
 
 
 def _check_paths(weights: Weights, plan: Plan, paths: Sequence[Path]) -> None:

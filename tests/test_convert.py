@@ -16,7 +16,7 @@ import pytest
 import small
 
 from quantkit import convert as convert_module
-from quantkit import kernels
+from quantkit import kernels, slabs
 from quantkit.checkpoint import open_checkpoint
 from quantkit.cli import main
 from quantkit.convert import convert
@@ -82,7 +82,7 @@ def test_same_bytes_for_any_thread_count_and_slab_size(
     for threads in (2, 3, 8):
         found = run(source, tmp_path / f"t{threads}", threads=threads)
         assert {name: digest(path) for name, path in found.items()} == expected
-    monkeypatch.setattr(convert_module, "SLAB_WEIGHTS", 700)
+    monkeypatch.setattr(slabs, "SLAB_WEIGHTS", 700)
     found = run(source, tmp_path / "slabs", threads=2)
     assert {name: digest(path) for name, path in found.items()} == expected
 
@@ -123,7 +123,7 @@ def test_a_weight_that_cannot_be_packed_is_named_and_the_old_file_survives(
     source = small.write(tmp_path / "small", edit_tensors=spoil)
     old = tmp_path / "old.gguf"
     old.write_bytes(b"precious")
-    monkeypatch.setattr(convert_module, "SLAB_WEIGHTS", 10_000)  # so the row is not in the first slab
+    monkeypatch.setattr(slabs, "SLAB_WEIGHTS", 10_000)  # so the row is not in the first slab
     with open_checkpoint(source) as checkpoint:
         plan = make_plan(checkpoint, [preset(kind)], warn=pytest.fail)
         with pytest.raises(error) as caught:
@@ -211,14 +211,14 @@ def test_a_second_output_that_cannot_be_created_leaves_nothing(source: Path, tmp
 
 SLOW = """
 import sys, time
-from quantkit import convert as module
+from quantkit import convert, slabs
 from quantkit.cli import main
-write = module._write_slab
+write = slabs._journey
 def slow(*arguments):
     time.sleep(0.02)
     return write(*arguments)
-module._write_slab = slow
-module.SLAB_WEIGHTS = 4096
+slabs._journey = slow
+slabs.SLAB_WEIGHTS = 4096
 main(sys.argv[1:])
 """
 

@@ -22,6 +22,7 @@ LAYERS = (
     ("arch", "tokenizer", "kernels"),
     ("recipe", "source", "imatrix", "moments", "journal"),
     ("plan", "memory"),
+    ("slabs",),
     ("convert", "check", "outline", "bench", "verify", "sweep", "evaluate"),
     ("cli", "report"),
 )
@@ -31,7 +32,6 @@ DEPTH = {name: depth for depth, row in enumerate(LAYERS) for name in row}
 SIDEWAYS = {
     ("qtypes", "errors"),
     ("osio", "errors"),
-    ("check", "convert"),
     ("sweep", "evaluate"),
     ("sweep", "convert"),
 }
@@ -47,7 +47,7 @@ LIBRARIES = {
         "kernels",
         "imatrix",
         "moments",
-        "convert",
+        "slabs",
         "check",
         "bench",
         "verify",

@@ -27,15 +27,15 @@ from quantkit.recipe import preset
 # Every slab takes a moment and every tensor is recorded at once, so that a kill finds something to lose and to keep.
 SLOWLY = """
 import sys, time
-from quantkit import convert as module
+from quantkit import convert, slabs
 from quantkit.cli import main
-write = module._write_slab
+write = slabs._journey
 def slowly(*arguments):
     time.sleep(0.01)
     return write(*arguments)
-module._write_slab = slowly
-module.SLAB_WEIGHTS = 16384
-module.SECONDS_BETWEEN_RECORDS = 0.0
+slabs._journey = slowly
+slabs.SLAB_WEIGHTS = 16384
+convert.SECONDS_BETWEEN_RECORDS = 0.0
 main(sys.argv[1:])
 """
 TYPES = ("-t", "Q4_K_M", "-t", "Q8_0")
@@ -266,8 +266,8 @@ def test_stopped_while_the_files_are_put_in_place(source: Path, tmp_path: Path, 
     publish_slowly = SLOWLY.replace(
         "main(sys.argv[1:])",
         "def never(self):\n    print('publishing', flush=True)\n    time.sleep(60)\n"
-        "module.AtomicFile.publish, publish = never, module.AtomicFile.publish\n"
-        "from quantkit import journal\njournal.AtomicFile = type('A', (module.AtomicFile,), {'publish': publish})\n"
+        "convert.AtomicFile.publish, publish = never, convert.AtomicFile.publish\n"
+        "from quantkit import journal\njournal.AtomicFile = type('A', (convert.AtomicFile,), {'publish': publish})\n"
         "main(sys.argv[1:])",
     )
     command = [

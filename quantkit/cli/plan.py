@@ -77,11 +77,11 @@ def command(
     quantkit plan my-phi-4 -t Q4_K_M --tensors
     quantkit plan my-phi-4 --vram 12GiB --ctx 16384
     """
-    from quantkit.convert import memory_bytes
     from quantkit.imatrix import read_imatrix
     from quantkit.memory import Run
     from quantkit.outline import outlines
     from quantkit.recipe import choose, families, presets
+    from quantkit.slabs import memory_bytes
 
     if cards and gpu_layers == 0:
         raise UsageError("--vram with --gpu-layers 0", hint="a run without a card has no use for one")

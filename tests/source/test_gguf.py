@@ -18,8 +18,7 @@ import small_gguf
 import synthetic_imatrix
 from small_gguf import Model, edited, run
 
-from quantkit import convert as convert_module
-from quantkit import kernels
+from quantkit import kernels, slabs
 from quantkit.convert import convert
 from quantkit.gguf_io import Field, Kind, read_gguf
 from quantkit.imatrix import read_imatrix
@@ -230,7 +229,7 @@ def test_tensors_are_never_read_whole(base: Path, tmp_path: Path, monkeypatch: p
         sizes.append(out.nbytes)
         read(self, out, offset)
 
-    monkeypatch.setattr(convert_module, "SLAB_WEIGHTS", slab_weights)
+    monkeypatch.setattr(slabs, "SLAB_WEIGHTS", slab_weights)
     with open_source(base) as weights:
         plan = make_plan(weights, [preset("Q8_0")], warn=pytest.fail)
         monkeypatch.setattr(InputFile, "read_into", recorded)
@@ -241,15 +240,15 @@ def test_tensors_are_never_read_whole(base: Path, tmp_path: Path, monkeypatch: p
 
 SLOWLY = """
 import sys, time
-from quantkit import convert as module
+from quantkit import convert, slabs
 from quantkit.cli import main
-write = module._write_slab
+write = slabs._journey
 def slowly(*arguments):
     time.sleep(0.01)
     return write(*arguments)
-module._write_slab = slowly
-module.SLAB_WEIGHTS = 16384
-module.SECONDS_BETWEEN_RECORDS = 0.0
+slabs._journey = slowly
+slabs.SLAB_WEIGHTS = 16384
+convert.SECONDS_BETWEEN_RECORDS = 0.0
 main(sys.argv[1:])
 """
 
