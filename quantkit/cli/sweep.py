@@ -143,21 +143,21 @@ def _finish(sweep: Sweep, request: Request, write: bool, talk: Talk, as_json: bo
 
     report = sweep.report()
     write_report(request.out, report)
-    plan, path = sweep.chosen_plan()
+    chosen = sweep.chosen()
     if as_json:
         click.echo(json.dumps(report, indent=2))
     elif not talk.quiet:
         _show(report)
     if not write:
-        talk.say(f"next: {_command(request, report['pick']['type'], path)}")
+        talk.say(f"next: {_command(request, report['pick']['type'], chosen.path)}")
         return
-    if sweep.is_written(plan, path):
-        talk.say(f"{path} is there already")
+    if chosen.is_written():
+        talk.say(f"{chosen.path} is there already")
     else:
-        with talk.progress("converting", plan.source_bytes) as progress:
-            sweep.write(plan, path, progress)
-        talk.say(f"wrote {path}")
-    talk.say(f"next: llama-server -m {path} -c {sweep.run.context * sweep.run.parallel}")
+        with talk.progress("converting", chosen.plan.source_bytes) as progress:
+            chosen.write(progress)
+        talk.say(f"wrote {chosen.path}")
+    talk.say(f"next: llama-server -m {chosen.path} -c {sweep.run.context * sweep.run.parallel}")
 
 
 def _command(request: Request, name: str, path: Path) -> str:

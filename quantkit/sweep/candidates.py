@@ -25,6 +25,8 @@ from quantkit.qtypes import QType
 F32Array = npt.NDArray[np.float32]
 U8Array = npt.NDArray[np.uint8]
 
+Importance = Mapping[str, F32Array | None]  # of the columns of each matrix, float32 (k,), None for none; by GGUF name
+
 SLAB_WEIGHTS = 1 << 20
 
 
@@ -38,12 +40,9 @@ class _Weights:
 
 
 class Base(_Weights):
-    """The source itself, read once for all that are made of it.
+    """The source itself, read once for all that are made of it."""
 
-    importance  of the columns of each matrix, float32 (k,), None for none; by GGUF name
-    """
-
-    def __init__(self, model: Model, importance: Mapping[str, F32Array | None]) -> None:
+    def __init__(self, model: Model, importance: Importance) -> None:
         super().__init__(model)
         self._model, self._importance = model, importance
         self._now: object = None

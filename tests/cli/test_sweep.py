@@ -140,9 +140,8 @@ SECOND_GROUP = """
 import os, signal, sys
 from quantkit.cli import main
 from quantkit.evaluate import measure
-from quantkit.sweep import sweep
+from quantkit.sweep import measurements as module
 measure.GROUP_TOKENS = 2 * 32
-module = sys.modules["quantkit.sweep.sweep"]
 measure_group, calls = module.measure_group, iter(range(9))
 def signalled(*arguments, **options):
     if next(calls) == 1:

@@ -42,7 +42,7 @@ def test_its_matrices_are_those_of_the_file(
     asked = Request(path, tmp_path / "out", 1 << 40, 1024, types=TYPES, imatrix=imatrix if weighted else None)
     weighed = 0
     with Sweep.open(asked, pytest.fail) as opened:
-        importance = {job.name: job.importance for job in opened._plan.jobs}
+        importance = opened.measurements.importance
         base = Base(opened._model, importance)
         for planned in opened.candidates:
             candidate = Candidate(base, opened._model, planned.types)

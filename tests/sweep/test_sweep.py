@@ -24,8 +24,8 @@ from quantkit.evaluate import Arithmetic, Text
 from quantkit.gguf_io import read_gguf
 from quantkit.recipe import choose, preset, presets
 from quantkit.sweep import Request, Shard, Sweep, sweep
+from quantkit.sweep import measurements as module
 
-module = sys.modules["quantkit.sweep.sweep"]
 N_GROUPS = 3  # of five windows, by groups_of_two
 KILLS = int(os.environ.get("QUANTKIT_KILLS", "3"))
 
@@ -186,7 +186,7 @@ def test_two_names_of_the_same_types_are_measured_once(
     ask: Ask, measured: Measured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     twins = [preset("Q5_0"), replace(preset("Q5_0"), name="TWIN")]
-    monkeypatch.setattr(module, "_recipes", lambda request, has_imatrix: twins)
+    monkeypatch.setattr(sys.modules["quantkit.sweep.sweep"], "recipes", lambda request: twins)
     report = sweep(ask(), write=False)
     assert measured == [("BF16", "Q5_0")]
     assert report is not None
@@ -264,10 +264,9 @@ def test_interrupted_it_keeps_what_is_finished(ask: Ask, measured: Measured, tmp
 SLOWLY = """
 import sys, time
 from quantkit.evaluate import measure
-from quantkit.sweep import sweep as function, store
+from quantkit.sweep import measurements as module, store
 from quantkit.cli import main
 measure.GROUP_TOKENS = 32
-module = sys.modules["quantkit.sweep.sweep"]
 measure_group, publish = module.measure_group, store.AtomicFile.publish
 def slowly(*arguments, **options):
     time.sleep(0.1)

@@ -1,0 +1,151 @@
+"""What is measured: the scores of a source, and of files that would be made of it, kept as they are made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from quantkit import __version__
+from quantkit.errors import Paused
+from quantkit.evaluate import (
+    Arithmetic,
+    Model,
+    Sample,
+    Scores,
+    conditions,
+    groups,
+    measure_group,
+    n_group_steps,
+    n_scored,
+)
+from quantkit.qtypes import QType
+from quantkit.sweep.candidates import Base, Candidate, Importance
+from quantkit.sweep.cost import memory_bytes
+from quantkit.sweep.store import Store, key
+
+Types = Mapping[str, QType]  # of every tensor of a file, by GGUF name; None in place of it stands for the base
+
+
+class Measurements:
+    """Of one source on one sample: a measurement is of the base, or of some types, in one group of windows.
+
+    model           the source, which is the base
+    sample          the text
+    how             the arithmetic
+    importance      of the columns of each matrix, as Base has it
+    imatrix_sha256  of the file that the importance is from, None without one
+    base_sha256     of the source
+    store           where measurements are kept
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        sample: Sample,
+        how: Arithmetic,
+        *,
+        importance: Importance,
+        imatrix_sha256: str | None,
+        base_sha256: str,
+        store: Store,
+    ) -> None:
+        self.model, self.sample, self.how = model, sample, how
+        self.importance, self.imatrix_sha256 = importance, imatrix_sha256
+        self.conditions = conditions(sample, how, None) | {"base_sha256": base_sha256}
+        self._store = store
+        self._groups = list(groups(sample.windows))
+        self._found: dict[str, Scores | None] = {}
+
+    def n_missing(self, wanted: Sequence[Types]) -> int:
+        """How many measurements are to be made for these types, and the base."""
+        return sum(map(len, self._missing(wanted)))
+
+    def n_steps(self, wanted: Sequence[Types]) -> int:
+        """How often measure() will call progress."""
+        every = (len(missing) + (None not in missing.values()) for missing in self._missing(wanted) if missing)
+        return sum(n_group_steps([self.model.network] * n_models) for n_models in every)
+
+    def memory_bytes(self, wanted: Sequence[Types]) -> int:
+        """About how much memory measure() takes at most."""
+        side_by_side = [[types for types in missing.values() if types is not None] for missing in self._missing(wanted)]
+        n_windows, n_positions = self._groups[0].shape
+        return memory_bytes(self.model, max(side_by_side, key=len), (n_windows, n_positions))
+
+    def measure(self, wanted: Sequence[Types], progress: Callable[[], None] = lambda: None) -> None:
+        """Make the measurements that are missing, all types side by side, and keep each as it is made.
+
+        raises  Paused              KeyboardInterrupt came; the groups of windows that were finished are kept
+                NotFiniteError, MagnitudeError   a weight that cannot be packed, or values that are no numbers
+                OutputError, DiskError
+        """
+        base = Base(self.model, self.importance)
+        try:
+            for number, missing in enumerate(self._missing(wanted)):
+                if missing:
+                    self._measure(base, number, missing, progress)
+        except KeyboardInterrupt:
+            raise Paused("stopped", hint="the same command goes on from what is measured") from None
+
+    def is_complete(self, types: Types | None) -> bool:
+        """Whether all groups of windows are measured."""
+        return all(self._known(types, number) is not None for number in range(len(self._groups)))
+
+    def scores(self, types: Types | None) -> Scores:
+        """All scores, in the order of the windows; everything is measured."""
+        parts = [part for number in range(len(self._groups)) for part in [self._known(types, number)] if part]
+        kld = [part.kld for part in parts if part.kld is not None]
+        agree = [part.agree for part in parts if part.agree is not None]
+        return Scores(
+            np.concatenate([part.nll for part in parts]),
+            np.concatenate(kld) if kld else None,
+            np.concatenate(agree) if agree else None,
+        )
+
+    def _facts(self, types: Types | None, number: int) -> dict[str, Any]:
+        """All that decides the figures of some types, or of the base, in one group of windows."""
+        start = sum(map(len, self._groups[:number]))
+        quantized = None
+        if types is not None:
+            named = {name: qtype.name for name, qtype in sorted(types.items())}
+            quantized = {"types": named, "imatrix_sha256": self.imatrix_sha256}
+        return {
+            "quantkit": __version__,
+            **self.conditions,
+            "network_sha256": self.model.network_sha256,
+            "device": self.how.device,
+            "windows": [start, start + len(self._groups[number])],
+            "quantized": quantized,
+        }
+
+    def _known(self, types: Types | None, number: int) -> Scores | None:
+        """What is measured already, or None."""
+        facts = self._facts(types, number)
+        name = key(facts)
+        if name not in self._found:
+            self._found[name] = self._store.get(facts, len(self._groups[number]) * self._n_scored)
+        return self._found[name]
+
+    @property
+    def _n_scored(self) -> int:
+        return n_scored(self.sample.windows.shape[1])
+
+    def _missing(self, wanted: Sequence[Types]) -> list[dict[str, Types | None]]:
+        """What is not measured yet, of each group of windows by key: the same types twice are one."""
+        return [
+            {key(self._facts(types, number)): types for types in (None, *wanted) if self._known(types, number) is None}
+            for number in range(len(self._groups))
+        ]
+
+    def _measure(
+        self, base: Base, number: int, missing: Mapping[str, Types | None], progress: Callable[[], None]
+    ) -> None:
+        """Measure one group of windows; the base runs along in any case."""
+        names = {key(self._facts(None, number)): None} | dict(missing)
+        models = [base if types is None else Candidate(base, self.model, types) for types in names.values()]
+        found = measure_group(models, self._groups[number], self.how, has_base=True, together=True, progress=progress)
+        for (name, types), scores in zip(names.items(), found, strict=True):
+            if name in missing:
+                self._store.put(self._facts(types, number), scores)
+                self._found[name] = scores
