@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from quantkit.checkpoint import Checkpoint
 from quantkit.convert import convert
@@ -12,7 +11,7 @@ from quantkit.imatrix import Imatrix
 from quantkit.plan import Plan, make_plan, output_paths
 from quantkit.recipe import Recipe
 from quantkit.source import GGUFWeights
-from quantkit.sweep.store import Store, key
+from quantkit.sweep.store import Facts, Store, key
 
 
 class Chosen:
@@ -39,19 +38,20 @@ class Chosen:
 
     def is_written(self) -> bool:
         """Whether the file is there as an earlier sweep wrote it."""
-        answer = self._store.recall(_written(self.path)) if self.path.is_file() else None
-        return answer == self._meaning()
+        return self.path.is_file() and self._store.recall(self._question) == self._answer()
 
     def write(self, progress: Callable[[int], None] = lambda source_bytes: None) -> None:
         """Convert, as `quantkit convert` does; raises what convert() does."""
         convert(self._weights, self.plan, [self.path], progress=progress)
-        self._store.remember(_written(self.path), self._meaning())
+        self._store.remember(self._question, self._answer())
 
-    def _meaning(self) -> str:
-        """SHA-256 of what the file holds: its planned header, and the source."""
-        return key({"header": self.plan.files[0].header.hex(), "source_sha256": self._source_sha256})
+    @property
+    def _question(self) -> Facts:
+        """By the path alone: a note whose writing was killed is the one that the next run writes, under its name."""
+        return {"written": str(self.path.resolve())}
 
-
-def _written(path: Path) -> dict[str, Any]:
-    status = path.stat()
-    return {"written": [str(path.resolve()), status.st_size, status.st_mtime_ns]}
+    def _answer(self) -> str:
+        """SHA-256 of what tells the file from others: its planned header, the source, its size and its moment."""
+        status = self.path.stat()
+        header, stat = self.plan.files[0].header.hex(), [status.st_size, status.st_mtime_ns]
+        return key({"header": header, "source_sha256": self._source_sha256, "stat": stat})
