@@ -16,6 +16,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from quantkit.arch import EMBEDDING, Network
 from quantkit.errors import UsageError
@@ -88,6 +89,9 @@ class Term:
     name: str
     nbytes: int
     formula: str
+
+    def as_json(self) -> dict[str, Any]:
+        return {"name": self.name, "bytes": self.nbytes, "formula": self.formula}
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ PACKAGE = Path(quantkit.__file__).parent
 
 # Facts first; each row stands on those above it.
 LAYERS = (
-    ("errors", "qtypes", "floats", "osio", "digests"),
+    ("errors", "qtypes", "floats", "osio", "digests", "units"),
     ("checkpoint", "gguf_io"),
     ("arch", "tokenizer", "kernels"),
     ("recipe", "source", "imatrix", "moments", "journal"),

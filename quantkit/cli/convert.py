@@ -15,9 +15,10 @@ import click
 
 from quantkit.cli.completion import complete_recipe, complete_type
 from quantkit.cli.sizes import SPLIT
-from quantkit.cli.talk import Talk, size, table
+from quantkit.cli.talk import Talk, table
 from quantkit.errors import FormatError, UsageError
 from quantkit.osio import InputFile, make_folder, refuse_replacing
+from quantkit.units import size
 
 if TYPE_CHECKING:
     from quantkit.check import Finding

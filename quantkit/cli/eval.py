@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from quantkit.cli.measuring import measuring_options
-from quantkit.cli.talk import Talk, size, table
+from quantkit.cli.talk import Talk, table
 from quantkit.errors import GateError, Interrupted, UsageError
 from quantkit.osio import AtomicFile, make_folder, refuse_replacing
+from quantkit.units import size
 
 if TYPE_CHECKING:
     from quantkit.evaluate import Activations, Finding

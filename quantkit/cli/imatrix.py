@@ -10,9 +10,10 @@ from pathlib import Path
 import click
 
 from quantkit.cli.measuring import measuring_options
-from quantkit.cli.talk import Talk, size
+from quantkit.cli.talk import Talk
 from quantkit.errors import Interrupted, OutputError
 from quantkit.osio import AtomicFile, free_space, make_folder, refuse_replacing
+from quantkit.units import size
 
 SCHEMA = {"name": "quantkit.imatrix", "version": 1}
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from quantkit.cli.talk import size
+from quantkit.units import size
 
 if TYPE_CHECKING:
     from quantkit.gguf_io import Field, GGUFFile

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from quantkit.cli.sizes import OVERHEAD
-from quantkit.cli.talk import size, table
+from quantkit.cli.talk import table
+from quantkit.units import size
 
 if TYPE_CHECKING:
     from quantkit.memory import MemoryUse, Run, Term
@@ -75,8 +76,8 @@ class Need:
             "context": self.run.context,
             "card_bytes": self.use.card_bytes,
             "host_bytes": self.use.host_bytes,
-            "card": [_term_as_json(term) for term in self.use.card],
-            "host": [_term_as_json(term) for term in self.use.host],
+            "card": [term.as_json() for term in self.use.card],
+            "host": [term.as_json() for term in self.use.host],
             "vram": [asdict(room) | {"fits": room.left_bytes >= 0} for room in self.rooms],
         }
 
@@ -128,7 +129,3 @@ def _options(run: Run, n_layers: int) -> str:
     kv = f" -ctk {run.kv_type} -ctv {run.kv_type} -fa on" if run.kv_type != "f16" else ""
     batch = f" -ub {run.ubatch}" if run.ubatch != 512 else ""
     return f"-c {run.context * run.parallel} -np {run.parallel} -ngl {run.offloaded(n_layers)}{batch}{kv}"
-
-
-def _term_as_json(term: Term) -> dict[str, Any]:
-    return {"name": term.name, "bytes": term.nbytes, "formula": term.formula}

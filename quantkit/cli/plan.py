@@ -12,8 +12,9 @@ import click
 from quantkit.cli.completion import complete_recipe, complete_type
 from quantkit.cli.memory import LEGEND, Need, describe, needs_of, run_options
 from quantkit.cli.sizes import MEMORY
-from quantkit.cli.talk import Talk, size, table
+from quantkit.cli.talk import Talk, table
 from quantkit.errors import UsageError
+from quantkit.units import size
 
 if TYPE_CHECKING:
     from quantkit.memory import Run

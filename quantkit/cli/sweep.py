@@ -14,9 +14,10 @@ from quantkit.cli.completion import complete_recipe, complete_type
 from quantkit.cli.measuring import measuring_options
 from quantkit.cli.memory import run_options
 from quantkit.cli.sizes import MEMORY
-from quantkit.cli.talk import Talk, size, table
+from quantkit.cli.talk import Talk, table
 from quantkit.errors import UsageError
 from quantkit.osio import refuse_replacing
+from quantkit.units import size
 
 if TYPE_CHECKING:
     from quantkit.sweep import Request, Shard, Sweep

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from quantkit.units import size
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -77,15 +79,6 @@ def _lines(what: str, total: int, of_bytes: bool) -> Iterator[Callable[[int], No
         print(f"{what}: {amount}, ETA {(total - done) / rate:.0f} s", file=sys.stderr)
 
     yield advance
-
-
-def size(nbytes: float) -> str:
-    """Bytes for people, in powers of 1024 and named so."""
-    for unit in ("B", "KiB", "MiB"):
-        if nbytes < 1024:
-            return f"{nbytes:.0f} B" if unit == "B" else f"{nbytes:.1f} {unit}"
-        nbytes /= 1024
-    return f"{nbytes:.2f} GiB"
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from quantkit.units import size
+
 
 @dataclass(frozen=True)
 class Option:
@@ -77,8 +79,3 @@ def pick(options: Sequence[Option], vram_bytes: int) -> Pick | None:
         too_large[0] if too_large else None,
         vram_bytes,
     )
-
-
-def size(nbytes: int) -> str:
-    """Bytes for people, as the command line writes them."""
-    return f"{nbytes / 2**30:.2f} GiB" if nbytes >= 2**30 else f"{nbytes / 2**20:.1f} MiB"

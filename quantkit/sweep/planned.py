@@ -11,8 +11,8 @@ from quantkit.memory import MemoryUse, Run, longest_context, memory_use
 from quantkit.plan import Output
 from quantkit.qtypes import QType
 from quantkit.recipe import Recipe, choose, families, preset, presets
-from quantkit.sweep.pick import size
 from quantkit.sweep.request import Request
+from quantkit.units import size
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,9 +14,9 @@ import small
 from quantkit import moments, osio
 from quantkit.cli import imatrix as module
 from quantkit.cli import main
-from quantkit.cli.talk import size
 from quantkit.gguf_io import read_gguf
 from quantkit.imatrix import read_imatrix
+from quantkit.units import size
 
 QUICK = ("--window", "32", "--windows", "4")
 MATRICES = 4 * small.LAYERS + 1

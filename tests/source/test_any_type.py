@@ -15,10 +15,10 @@ from small_gguf import Model, edited
 
 from quantkit import kernels, qtypes
 from quantkit.cli import inspect
-from quantkit.cli.talk import size
 from quantkit.errors import FormatError, QuantkitError, TensorError, UnsupportedError
 from quantkit.qtypes import QType
 from quantkit.source import open_source, read_source
+from quantkit.units import size
 
 NAME, SHAPE = "blk.1.ffn_down.weight", (small.HIDDEN, small.FEED_FORWARD)
 

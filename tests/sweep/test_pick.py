@@ -6,8 +6,7 @@ import re
 
 import pytest
 
-from quantkit.cli.talk import size as written
-from quantkit.sweep.pick import Option, pick, size
+from quantkit.sweep.pick import Option, pick
 
 GIB = 1 << 30
 
@@ -73,8 +72,3 @@ def test_the_sentence_where_more_memory_buys_nothing() -> None:
     found = pick((GOOD, LARGE), 8 * GIB)
     assert found is not None
     assert found.sentence(1).endswith("1.00 GiB more memory, for LARGE, would buy nothing: KLD 0.07000.")
-
-
-@pytest.mark.parametrize("nbytes", [1 << 20, 200 << 20, (1 << 30) - 1, 1 << 30, 12 * GIB + 12345])
-def test_sizes_are_written_as_the_command_line_does(nbytes: int) -> None:
-    assert size(nbytes) == written(nbytes)

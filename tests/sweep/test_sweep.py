@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -414,3 +415,17 @@ def test_the_report_says_nothing_of_the_machine(ask: Ask, tmp_path: Path) -> Non
         assert (cells["type"], float(cells["kld_mean"])) == (candidate["type"], candidate["kld"]["mean"])
         assert cells["fits"] == ("true" if candidate["memory"]["fits"] else "false")
     assert all(np.diff([candidate["tensor_bytes"] for candidate in report["candidates"]]) > 0)
+
+
+def test_the_report_has_the_terms_of_memory_and_every_tensors_type(ask: Ask) -> None:
+    report = sweep(ask())
+    assert report is not None
+    (file,) = ask().out.glob("*.gguf")
+    for candidate in report["candidates"]:
+        memory = candidate["memory"]
+        for place in ("card", "host"):
+            assert sum(term["bytes"] for term in memory[place]) == memory[f"{place}_bytes"]
+        assert Counter(candidate["tensor_types"].values()) == candidate["types"]
+        if candidate["type"] == report["pick"]["type"]:
+            written = {name: tensor.qtype.name for name, tensor in read_gguf(file).tensors.items()}
+            assert candidate["tensor_types"] == written
