@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantkit.arch import MappedTensor, Network, find_family
-from quantkit.checkpoint import CONFIG, INDEX, SINGLE, Checkpoint, TensorInfo, open_checkpoint
+from quantkit.checkpoint import CONFIG, INDEX, SINGLE, Checkpoint, TensorInfo, locate, open_checkpoint
 from quantkit.checkpoint.json_file import read_json
 from quantkit.errors import ConfigError, InputError
 from quantkit.gguf_io import TensorEntry, data_bytes, place
@@ -61,8 +61,10 @@ def outlines(
     """Outline each recipe's output for the checkpoint folder or GGUF file at path.
 
     Of a folder, config.json must be there; the weights need not, and then one index or one file is taken for granted.
-    raises  InputError in its kinds
+    path    or else a hub id, of which no weights are fetched
+    raises  InputError in its kinds; HubError, Paused
     """
+    path = locate(path, weights=False)
     with _open(path) as weights:
         has_tokenizer = isinstance(weights, GGUFWeights) or any(any(path.glob(name)) for name in TOKENIZERS)
         ready = [recipe for recipe in recipes if has_tokenizer and (imatrix or not recipe.needs_imatrix)]

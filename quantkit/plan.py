@@ -283,7 +283,10 @@ def _imatrix_fields(imatrix: Imatrix | None) -> Iterator[Field]:
 
 
 def _source_fields(weights: Weights) -> Iterator[Field]:
-    """Name and digest of each shard; the digest is taken while its tensors are read."""
+    """Repository and commit, if they are known; name and digest of each shard, taken while its tensors are read."""
+    if weights.origin:
+        yield Field(f"{SOURCE_KEY}repo", Kind.STRING, weights.origin.repo)
+        yield Field(f"{SOURCE_KEY}revision", Kind.STRING, weights.origin.revision)
     for number, shard in enumerate(weights.shards):
         yield Field(f"{SOURCE_KEY}{number}.name", Kind.STRING, shard.name)
         yield Field(f"{SOURCE_KEY}{number}.sha256", Kind.STRING, PENDING)

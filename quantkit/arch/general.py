@@ -6,6 +6,7 @@ Its own heuristics run, from the `gguf` package: folder name, config.json and th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -15,7 +16,13 @@ from quantkit.gguf_io import Field, Kind
 
 
 def general_fields(
-    folder: Path, architecture: str, n_weights: int, name: str | None = None, early: Sequence[Field] = ()
+    folder: Path,
+    architecture: str,
+    n_weights: int,
+    name: str | None = None,
+    early: Sequence[Field] = (),
+    *,
+    called: str,
 ) -> list[Field]:
     """The fields before the network's own.
 
@@ -23,14 +30,15 @@ def general_fields(
     n_weights  all of them, for the size label ("15B")
     name       general.name, in place of the one derived
     early      fields of the network that the converter writes behind general.architecture
+    called     the name to derive from, a folder's: of a snapshot from the hub its repository's, not the commit
     raises     FormatError  the model card's front matter cannot be read
     """
     try:
-        metadata = gguf.Metadata.load(None, folder, name, n_weights)
+        metadata = _metadata(folder, called, n_weights)
     except Exception as error:  # YAML, encoding or shape: whatever the model card's author did
         raise FormatError(f"the model card cannot be read: {error}", file=folder / "README.md") from error
-    if metadata.name is None:
-        metadata.name = folder.name
+    if name is not None or metadata.name is None:
+        metadata.name = called if name is None else name
     if metadata.size_label is None:
         metadata.size_label = gguf.size_label(n_weights, 0, 0, 0)
     recorder = gguf.GGUFWriter(None, architecture)
@@ -38,6 +46,14 @@ def general_fields(
     metadata.set_gguf_meta_model(recorder)
     first, *others = (_field(key, value) for key, value in recorder.kv_data[0].items())
     return [first, *early, *others]
+
+
+def _metadata(folder: Path, called: str, n_weights: int) -> gguf.Metadata:
+    """gguf.Metadata.load, as if the folder were called so."""
+    sampling = vars(gguf.Metadata.load(None, folder, None, n_weights))
+    card, config = gguf.Metadata.load_model_card(folder), gguf.Metadata.load_hf_parameters(folder)
+    named = gguf.Metadata.apply_metadata_heuristic(gguf.Metadata(), card, config, Path(called), n_weights)
+    return replace(named, **{key: value for key, value in sampling.items() if key.startswith("sampling_")})
 
 
 def _field(key: str, value: gguf.GGUFValue) -> Field:

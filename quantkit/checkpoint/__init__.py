@@ -10,32 +10,51 @@ from typing import Any
 from quantkit.checkpoint.header import TensorInfo, read_header
 from quantkit.checkpoint.index import merge_shards, read_index
 from quantkit.checkpoint.json_file import read_json, shown
+from quantkit.checkpoint.snapshot import (
+    INDEX,
+    PICKLE_HINT,
+    PICKLES,
+    SINGLE,
+    Origin,
+    fetch_snapshot,
+    is_hub_id,
+    origin_of,
+)
 from quantkit.checkpoint.weights import Weights
 from quantkit.errors import ConfigError, InputError, UnsafeError
 from quantkit.osio import InputFile, is_file, is_folder
 
-__all__ = ["Checkpoint", "TensorInfo", "Weights", "open_checkpoint"]
+__all__ = ["INDEX", "SINGLE", "Checkpoint", "Origin", "TensorInfo", "Weights", "locate", "open_checkpoint"]
 
 CONFIG = "config.json"
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 class Checkpoint(Weights):
     """An open checkpoint.
 
     path     the folder
-    name     the folder's own name
+    name     the folder's own name; of a snapshot from the hub, its repository's
     config   config.json
     """
 
     def __init__(
         self, path: Path, config: dict[str, Any], tensors: Mapping[str, TensorInfo], files: Mapping[Path, InputFile]
     ) -> None:
-        super().__init__(path, path.resolve().name if path.name in ("", "..") else path.name, tensors, files)
+        origin = origin_of(path)
+        own_name = path.resolve().name if path.name in ("", "..") else path.name
+        super().__init__(path, origin.name if origin else own_name, tensors, files, origin)
         self.config = config
+
+
+def locate(source: Path, *, weights: bool = True) -> Path:
+    """Where a source is on this machine: a hub id that is no local path is fetched, anything else stays as it is.
+
+    weights  False leaves the weights on the hub
+    raises   HubError, UnsafeError, InputError, UsageError, DiskError, Paused: as fetch_snapshot does
+    """
+    if is_file(source) or is_folder(source) or not is_hub_id(source.as_posix()):
+        return source
+    return fetch_snapshot(source.as_posix(), weights=weights)
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -92,11 +111,11 @@ def _no_weights(folder: Path) -> InputError | UnsafeError:
     except OSError as error:
         return InputError(f"cannot be listed: {error.strerror}", file=folder)
     tensors = [name for name in names if name.endswith(".safetensors")]
-    pickles = [name for name in names if name.endswith(_PICKLES)]
+    pickles = [name for name in names if name.endswith(PICKLES)]
     if pickles and not tensors:
         return UnsafeError(
             "the weights are a pickle, which runs code when it is loaded",
-            hint="convert it with safetensors first",
+            hint=PICKLE_HINT,
             file=folder,
             found=shown(pickles[0]),
         )

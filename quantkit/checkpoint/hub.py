@@ -30,11 +30,15 @@ def fetch_file(repo_id: str, path: str, revision: str | None = None, *, repo_typ
     try:
         return Path(hf_hub_download(repo_id, path, repo_type=repo_type, revision=revision))
     except Exception as error:
-        raise _translated(error, place, repo_type) from error
+        raise translated(error, place, repo_type) from error
 
 
-def _translated(error: Exception, place: str, repo_type: str) -> QuantkitError:
-    """What an exception of hf_hub_download means; raises it again where that is not known."""
+def translated(error: Exception, place: str, repo_type: str) -> QuantkitError:
+    """What an exception of huggingface_hub means; raises it again where that is not known.
+
+    place      the file or repository that was asked for
+    repo_type  "model" or "dataset"
+    """
     from httpx2 import HTTPError
     from huggingface_hub import errors
 

@@ -20,7 +20,7 @@ _DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt"
 
 
 def read_index(index: Path) -> dict[str, str]:
-    """The map from tensor name to shard file name.
+    """The map from tensor name to shard file name; the shards are there.
 
     Shards are judged by name, not by where a link leads: in a hub cache every file is a link out of its folder.
 
@@ -28,6 +28,20 @@ def read_index(index: Path) -> dict[str, str]:
             FormatError  it is no index, or a shard it names is not in its folder
             UnsafeError  it names a shard by more than a plain file name
     """
+    weight_map = _weight_map(index)
+    for shard in sorted(set(weight_map.values())):
+        if not is_file(index.parent / shard):
+            hint = "fetch the checkpoint again, all of its files"
+            raise FormatError("the index names a shard that is missing", hint=hint, file=index, found=shown(shard))
+    return weight_map
+
+
+def shard_names(index: Path) -> list[str]:
+    """The shards that an index names, whether or not they are there; raises as read_index does."""
+    return sorted(set(_weight_map(index).values()))
+
+
+def _weight_map(index: Path) -> dict[str, str]:
     content = read_json(index)
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
@@ -50,10 +64,6 @@ def read_index(index: Path) -> dict[str, str]:
                 tensor=tensor,
                 found=shown(shard),
             )
-    for shard in sorted(set(weight_map.values())):
-        if not is_file(index.parent / shard):
-            hint = "fetch the checkpoint again, all of its files"
-            raise FormatError("the index names a shard that is missing", hint=hint, file=index, found=shown(shard))
     return weight_map
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from quantkit.checkpoint.header import TensorInfo
+from quantkit.checkpoint.snapshot import Origin
 from quantkit.errors import ShapeError, UsageError
 from quantkit.osio import InputFile
 
@@ -24,15 +25,22 @@ class Weights:
     name     what outputs are called after
     tensors  every tensor by name, by shard and then in the order of its bytes
     shards   the files, by name
+    origin   the repository and commit they come from, if that is known
     """
 
     def __init__(
-        self, path: Path, name: str, tensors: Mapping[str, TensorInfo], files: Mapping[Path, InputFile]
+        self,
+        path: Path,
+        name: str,
+        tensors: Mapping[str, TensorInfo],
+        files: Mapping[Path, InputFile],
+        origin: Origin | None = None,
     ) -> None:
         self.path = path
         self.name = name
         self.tensors = dict(tensors)
         self.shards = tuple(files)
+        self.origin = origin
         self._files = dict(files)
 
     def read_rows(self, tensor: TensorInfo, start: int, stop: int, out: npt.NDArray[np.uint8]) -> None:

@@ -15,6 +15,7 @@ import click
 
 from quantkit.cli.completion import complete_recipe, complete_type
 from quantkit.cli.sizes import SPLIT
+from quantkit.cli.source import SOURCE
 from quantkit.cli.talk import Talk, table
 from quantkit.errors import FormatError, UsageError
 from quantkit.osio import InputFile, make_folder, refuse_replacing
@@ -30,7 +31,7 @@ CHECK_SCHEMA = {"name": "quantkit.check", "version": 1}
 
 
 @click.command("convert", short_help="Turn a checkpoint into GGUF files.")
-@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("source", type=SOURCE)
 @click.option(
     "-t",
     "--type",
@@ -78,11 +79,13 @@ def command(
 ) -> None:
     """Turn SOURCE into one GGUF file for each type, in one pass over the weights.
 
-    SOURCE is a checkpoint folder, or a GGUF file in F32, F16 or BF16; of a split one, the first shard.
+    SOURCE is a checkpoint folder; or a GGUF file in F32, F16 or BF16, of a split one the first shard; or
+    ORG/NAME[@REVISION] on the hub.
 
     \b
     quantkit convert my-phi-4 -t Q4_K_M
     quantkit convert my-phi-4-BF16.gguf -t Q4_K_M
+    quantkit convert microsoft/phi-4 -t Q4_K_M
     quantkit convert my-phi-4 -t Q4_K_M -t Q6_K -t Q8_0 -o out/
     quantkit convert my-phi-4 -t Q6_K -o 'release/phi-{type}.gguf'
     """

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from quantkit.cli.measuring import measuring_options
+from quantkit.cli.source import SOURCE
 from quantkit.cli.talk import Talk, table
 from quantkit.errors import GateError, Interrupted, UsageError
 from quantkit.osio import AtomicFile, make_folder, refuse_replacing
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 
 
 @click.command("eval", short_help="Measure what a quantized file lost.")
-@click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--base", type=click.Path(path_type=Path), help="Checkpoint or GGUF file to hold the models against.")
+@click.argument("models", nargs=-1, required=True, type=SOURCE)
+@click.option("--base", type=SOURCE, help="Checkpoint or GGUF file to hold the models against.")
 @measuring_options("eval.txt")
 @click.option(
     "--activations",
@@ -52,8 +53,8 @@ def command(
 ) -> None:
     """Perplexity of each MODEL on a text, and with --base how far its predictions are from the base's.
 
-    A MODEL is a GGUF file of any type, or a checkpoint folder.  Weights are read layer by layer: memory is that of one
-    layer, whatever the model's size.
+    A MODEL is a GGUF file of any type, a checkpoint folder, or ORG/NAME on the hub.  Weights are read layer by layer:
+    memory is that of one layer, whatever the model's size.
 
     \b
     quantkit eval my-phi-4-Q4_K_M.gguf my-phi-4-Q6_K.gguf --base my-phi-4

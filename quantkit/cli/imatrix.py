@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from quantkit.cli.measuring import measuring_options
+from quantkit.cli.source import SOURCE
 from quantkit.cli.talk import Talk
 from quantkit.errors import Interrupted, OutputError
 from quantkit.osio import AtomicFile, free_space, make_folder, refuse_replacing
@@ -19,7 +20,7 @@ SCHEMA = {"name": "quantkit.imatrix", "version": 1}
 
 
 @click.command("imatrix", short_help="Collect what each column of a matrix counts.")
-@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("source", type=SOURCE)
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The file to write.")
 @measuring_options("calibration.txt")
 @click.option("--covariance", type=click.Path(path_type=Path), help="Folder for the whole second moments as well.")

@@ -12,6 +12,7 @@ import click
 from quantkit.cli.completion import complete_recipe, complete_type
 from quantkit.cli.memory import LEGEND, Need, describe, needs_of, run_options
 from quantkit.cli.sizes import MEMORY
+from quantkit.cli.source import SOURCE
 from quantkit.cli.talk import Talk, table
 from quantkit.errors import UsageError
 from quantkit.units import size
@@ -25,7 +26,7 @@ USUAL_CONTEXT = 16384
 
 
 @click.command("plan", short_help="Say how large the files will be.")
-@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("source", type=SOURCE)
 @click.option(
     "-t",
     "--type",

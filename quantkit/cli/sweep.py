@@ -14,6 +14,7 @@ from quantkit.cli.completion import complete_recipe, complete_type
 from quantkit.cli.measuring import measuring_options
 from quantkit.cli.memory import run_options
 from quantkit.cli.sizes import MEMORY
+from quantkit.cli.source import SOURCE
 from quantkit.cli.talk import Talk, table
 from quantkit.errors import UsageError
 from quantkit.osio import refuse_replacing
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @click.command("sweep", short_help="Measure every type and pick the best that fits.")
-@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("source", type=SOURCE)
 @click.option("--vram", type=MEMORY, required=True, help="Memory of the card: 12GiB, 12GB.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder for all that comes of it.")
 @click.option(

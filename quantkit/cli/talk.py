@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,8 @@ class Talk:
 
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
+        if quiet:
+            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # huggingface_hub draws its own
 
     def say(self, text: str) -> None:
         if not self.quiet:

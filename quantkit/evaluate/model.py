@@ -45,7 +45,7 @@ class Model:
     """An open model; use it in a `with` block.
 
     path      the file or folder
-    name      without its folder
+    name      without its folder; of one on the hub, that of its repository
     network   its sizes
     epsilon   of its norms
     rotation  within the original context
@@ -56,7 +56,7 @@ class Model:
         self._weights = source.weights
         self._tensors = {tensor.gguf: tensor for tensor in source.tensors}
         self.path = source.weights.path
-        self.name = self.path.name
+        self.name = source.weights.origin.name if source.weights.origin else self.path.name
         self.network = source.network
         self.fields: Mapping[str, Field] = {field.key: field for field in source.fields(0)}
         self._family = str(self.fields["general.architecture"].value)

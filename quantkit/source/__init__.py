@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from quantkit.checkpoint import Checkpoint, open_checkpoint
+from quantkit.checkpoint import Checkpoint, locate, open_checkpoint
 from quantkit.errors import UsageError
 from quantkit.gguf_io import MAGIC
 from quantkit.osio import InputFile, is_file
@@ -19,9 +19,11 @@ __all__ = ["GGUFWeights", "Source", "open_source", "read_source"]
 def open_source(path: Path, *, any_type: bool = False) -> Checkpoint | GGUFWeights:
     """Open what is at path, a GGUF file or a checkpoint folder, and check all that can be checked without its weights.
 
+    path      or else a hub id, ORG/NAME or ORG/NAME@REVISION, which is fetched
     any_type  let a GGUF file be quantized; else its tensors are F32, F16 or BF16
-    raises    InputError in its kinds, UnsafeError, DiskError, as open_checkpoint and open_gguf do
+    raises    InputError in its kinds, UnsafeError, DiskError, as open_checkpoint and open_gguf do; HubError, Paused
     """
+    path = locate(path)
     return open_gguf(path, any_type=any_type) if _is_gguf(path) else open_checkpoint(path)
 
 

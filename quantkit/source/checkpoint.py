@@ -63,7 +63,9 @@ def checkpoint_source(
     )
     family.check_pre_tokenizer(vocabulary.pre, checkpoint.path)
     n_weights = sum(math.prod(tensor.shape) for tensor in tensors)
-    general = general_fields(checkpoint.path, family.gguf_name, n_weights, name, family.early_keys(network))
+    general = general_fields(
+        checkpoint.path, family.gguf_name, n_weights, name, family.early_keys(network), called=checkpoint.name
+    )
     tokenizer = tokenizer_fields(vocabulary)
 
     def fields(file_type: int) -> list[Field]:

@@ -375,7 +375,7 @@ BAD_FOLDERS = [
     (huge_config, FormatError, 65, "config.json", "too long"),
     (no_weights, InputError, 65, "", f"{SINGLE} or {INDEX}"),
     (other_name, InputError, 65, "", "weights.safetensors"),
-    (pickles_only, UnsafeError, 77, "", "convert it with safetensors first"),
+    (pickles_only, UnsafeError, 77, "", "save_pretrained(...) of transformers"),
     (fifo, InputError, 65, "", "no weights"),
     (hidden_by_socket, InputError, 65, "", "no weights"),
 ]
