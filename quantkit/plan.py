@@ -33,6 +33,7 @@ from quantkit.source import GGUFWeights, read_source
 
 STRATEGY = "reference"
 SOURCE_KEY = "quantkit.source."
+ORIGIN_KEYS = ("quantkit.source.repo", "quantkit.source.revision")
 PENDING = "0" * 64  # where a SHA-256 will stand
 
 
@@ -52,16 +53,19 @@ class OutputFile:
         """All bytes before the data section."""
         return header(self.fields, self.tensors)
 
-    def finished_header(self, digests: Mapping[str, str]) -> bytes:
-        """The header with the digest of each source shard, by name, in its place."""
+    def finished_fields(self, digests: Mapping[str, str]) -> list[Field]:
+        """The fields with the digest of each source shard, by name, in its place."""
         names = {field.key: field.value for field in self.fields if field.key.startswith(SOURCE_KEY)}
-        fields = [
+        return [
             replace(field, value=digests[names[field.key.replace(".sha256", ".name")]])
             if field.key.startswith(SOURCE_KEY) and field.value == PENDING
             else field
             for field in self.fields
         ]
-        finished = header(fields, self.tensors)
+
+    def finished_header(self, digests: Mapping[str, str]) -> bytes:
+        """The header with finished_fields."""
+        finished = header(self.finished_fields(digests), self.tensors)
         assert len(finished) == len(self.header), "digests are as long as their place"
         return finished
 
@@ -285,8 +289,8 @@ def _imatrix_fields(imatrix: Imatrix | None) -> Iterator[Field]:
 def _source_fields(weights: Weights) -> Iterator[Field]:
     """Repository and commit, if they are known; name and digest of each shard, taken while its tensors are read."""
     if weights.origin:
-        yield Field(f"{SOURCE_KEY}repo", Kind.STRING, weights.origin.repo)
-        yield Field(f"{SOURCE_KEY}revision", Kind.STRING, weights.origin.revision)
+        for key, value in zip(ORIGIN_KEYS, (weights.origin.repo, weights.origin.revision), strict=True):
+            yield Field(key, Kind.STRING, value)
     for number, shard in enumerate(weights.shards):
         yield Field(f"{SOURCE_KEY}{number}.name", Kind.STRING, shard.name)
         yield Field(f"{SOURCE_KEY}{number}.sha256", Kind.STRING, PENDING)

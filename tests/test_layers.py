@@ -54,7 +54,7 @@ LIBRARIES = {
         "sweep",
         "evaluate",
     },
-    "pydantic": {"recipe", "evaluate"},
+    "pydantic": {"recipe", "verify", "evaluate"},
     "rich": {"cli", "report"},
     "safetensors": {"checkpoint", "moments"},
     "tokenizers": {"evaluate"},

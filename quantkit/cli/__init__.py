@@ -19,6 +19,7 @@ from quantkit.errors import BugError, DiskError, Interrupted, QuantkitError, Usa
 COMMANDS = {
     "convert": ("quantkit.cli.convert", "Turn a checkpoint into GGUF files."),
     "plan": ("quantkit.cli.plan", "Say how large the files will be."),
+    "verify": ("quantkit.cli.verify", "Make a file again from its source, and compare."),
     "inspect": ("quantkit.cli.inspect", "Show what a GGUF file holds."),
     "eval": ("quantkit.cli.eval", "Measure what a quantized file lost."),
     "sweep": ("quantkit.cli.sweep", "Measure every type and pick the best that fits."),

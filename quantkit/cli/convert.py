@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from quantkit.cli.completion import complete_recipe, complete_type
+from quantkit.cli.described import describing, description
 from quantkit.cli.sizes import SPLIT
 from quantkit.cli.source import SOURCE
 from quantkit.cli.talk import Talk, table
-from quantkit.errors import FormatError, UsageError
-from quantkit.osio import InputFile, make_folder, refuse_replacing
+from quantkit.osio import make_folder, refuse_replacing
 from quantkit.units import size
 
 if TYPE_CHECKING:
@@ -48,10 +48,7 @@ CHECK_SCHEMA = {"name": "quantkit.check", "version": 1}
 )
 @click.option("--imatrix", type=click.Path(path_type=Path), help="Importance matrix of llama-imatrix, GGUF or .dat.")
 @click.option("-o", "--output", type=click.Path(), help="File; folder; or template with {type}.")
-@click.option("--name", help="The model's name in the files, in place of the source's own.")
-@click.option("--metadata", multiple=True, metavar="KEY=VALUE", help="Set a key of the files; may be repeated.")
-@click.option("--chat-template", type=click.Path(path_type=Path), help="Jinja file, in place of the source's template.")
-@click.option("--fix-special-tokens", is_flag=True, help="Repair eos and pad that disagree with the chat template.")
+@describing
 @click.option("--threads", type=click.IntRange(1, 1024), help="Slabs worked on at once.  [default: all processors]")
 @click.option("--no-resume", is_flag=True, help="Start over, whatever a stopped run has left.")
 @click.option("--split-max-size", type=SPLIT, help="Shards of at most this many bytes of tensors: 4G, 500M.")
@@ -102,11 +99,8 @@ def command(
         plan = make_plan(
             weights,
             recipes,
-            name=name,
-            fix_special_tokens=fix_special_tokens,
-            chat_template=_text(chat_template) if chat_template else None,
+            **description(name, metadata, chat_template, fix_special_tokens),
             imatrix=read_imatrix(imatrix) if imatrix else None,
-            overrides=_key_values(metadata),
             split_max_bytes=split_max_size,
             warn=talk.warn,
         )
@@ -186,20 +180,3 @@ def _show(result: dict[str, Any]) -> None:
         mix = ", ".join(f"{count} {name}" for name, count in file["types"].items())
         rows.append((file["type"], size(file["file_bytes"]), f"{file['bits_per_weight']:.2f}", mix, file["paths"][0]))
     click.echo(table(rows))
-
-
-def _text(path: Path) -> str:
-    """The text of a file; raises InputError, FormatError."""
-    with InputFile(path) as file:
-        try:
-            return file.read(file.size).decode("utf-8")
-        except UnicodeDecodeError:
-            raise FormatError("is not UTF-8", file=path) from None
-
-
-def _key_values(pairs: Sequence[str]) -> dict[str, str]:
-    """The KEY=VALUE pairs by key; raises UsageError."""
-    for pair in pairs:
-        if "=" not in pair:
-            raise UsageError("--metadata takes KEY=VALUE", found=pair)
-    return dict(pair.split("=", 1) for pair in pairs)

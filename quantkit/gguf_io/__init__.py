@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from quantkit.gguf_io.fields import OURS, Field, Kind, overridden
-from quantkit.gguf_io.layout import MAGIC, TensorEntry, data_bytes, header, place
-from quantkit.gguf_io.reader import GGUFFile, read_gguf, read_open_gguf
-from quantkit.gguf_io.split import COUNT_KEY, check_shards, shard_name, shard_paths, split_fields
+from quantkit.gguf_io.layout import MAGIC, TensorEntry, data_bytes, header, place, spelled
+from quantkit.gguf_io.reader import GGUFFile, read_gguf
+from quantkit.gguf_io.split import COUNT_KEY, open_shards, shard_name, split_fields
 
 __all__ = [
     "COUNT_KEY",
@@ -15,14 +15,13 @@ __all__ = [
     "GGUFFile",
     "Kind",
     "TensorEntry",
-    "check_shards",
     "data_bytes",
     "header",
+    "open_shards",
     "overridden",
     "place",
     "read_gguf",
-    "read_open_gguf",
     "shard_name",
-    "shard_paths",
+    "spelled",
     "split_fields",
 ]

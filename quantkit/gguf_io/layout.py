@@ -70,8 +70,7 @@ def data_bytes(tensors: Sequence[TensorEntry]) -> int:
 def header(fields: Sequence[Field], tensors: Sequence[TensorEntry]) -> bytes:
     """All bytes of a file before its data section."""
     parts = [MAGIC, struct.pack("<Iqq", VERSION, len(tensors), len(fields))]
-    for field in fields:
-        parts += [_string(field.key), struct.pack("<i", field.kind), _value(field)]
+    parts += map(spelled, fields)
     for tensor in tensors:
         dims = tensor.shape[::-1]
         parts += [
@@ -80,6 +79,11 @@ def header(fields: Sequence[Field], tensors: Sequence[TensorEntry]) -> bytes:
         ]
     joined = b"".join(parts)
     return joined + bytes(padded(len(joined)) - len(joined))
+
+
+def spelled(field: Field) -> bytes:
+    """A field as a header has it."""
+    return _string(field.key) + struct.pack("<i", field.kind) + _value(field)
 
 
 def _value(field: Field) -> bytes:

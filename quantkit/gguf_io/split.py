@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from quantkit.errors import FormatError, TensorError
 from quantkit.gguf_io.fields import Field, Kind
-from quantkit.gguf_io.reader import GGUFFile
+from quantkit.gguf_io.reader import GGUFFile, read_open_gguf
+from quantkit.osio import InputFile
 
 COUNT_KEY = "split.count"
 
@@ -24,6 +26,27 @@ def split_fields(number: int, count: int, n_tensors: int) -> tuple[Field, ...]:
         Field(COUNT_KEY, Kind.U16, count),
         Field("split.tensors.count", Kind.I32, n_tensors),
     )
+
+
+def open_shards(path: Path, opened: ExitStack) -> list[tuple[InputFile, GGUFFile]]:
+    """Open a GGUF file, or the model that a first shard begins, and check the headers against each other.
+
+    path     of the file or the first shard; the other shards are found beside it by its name
+    opened   closes the files
+    returns  each open file with what its header says, in order
+    raises   InputError   a file is missing
+             FormatError, UnsupportedError, TensorError
+                          a file is no sound GGUF, contradicts the other shards, or is a shard and not the first
+             DiskError    reading fails
+    """
+    file = opened.enter_context(InputFile(path))
+    shards = [(file, read_open_gguf(file))]
+    for other in shard_paths(shards[0][1])[1:]:
+        file = opened.enter_context(InputFile(other))
+        shards.append((file, read_open_gguf(file)))
+    if len(shards) > 1:
+        check_shards([header for _, header in shards])
+    return shards
 
 
 def shard_paths(first: GGUFFile) -> list[Path]:

@@ -18,7 +18,7 @@ from quantkit.checkpoint import TensorInfo, Weights
 from quantkit.checkpoint.header import DTYPES, check_tensor_name
 from quantkit.checkpoint.json_file import shown
 from quantkit.errors import FormatError, UnsupportedError
-from quantkit.gguf_io import OURS, Field, GGUFFile, Kind, check_shards, read_open_gguf, shard_paths
+from quantkit.gguf_io import OURS, Field, GGUFFile, Kind, open_shards
 from quantkit.osio import InputFile
 from quantkit.source.record import QUANTIZATION_VERSION, Source, check_tensors
 
@@ -69,16 +69,10 @@ def open_gguf(path: Path, *, any_type: bool = False) -> GGUFWeights:
               DiskError    reading fails
     """
     with ExitStack() as on_failure:
-        files = [on_failure.enter_context(InputFile(path))]
-        shards = [read_open_gguf(files[0])]
-        for other in shard_paths(shards[0])[1:]:
-            files.append(on_failure.enter_context(InputFile(other)))
-            shards.append(read_open_gguf(files[-1]))
-        if len(shards) > 1:
-            check_shards(shards)
-        tensors = {tensor.name: tensor for shard in shards for tensor in _tensors(shard, any_type)}
+        shards = open_shards(path, on_failure)
+        tensors = {tensor.name: tensor for _, header in shards for tensor in _tensors(header, any_type)}
         on_failure.pop_all()
-    return GGUFWeights(path, shards[0].fields, tensors, {file.path: file for file in files})
+    return GGUFWeights(path, shards[0][1].fields, tensors, {file.path: file for file, _ in shards})
 
 
 def _tensors(file: GGUFFile, any_type: bool) -> list[TensorInfo]:
