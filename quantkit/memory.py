@@ -130,13 +130,13 @@ def memory_use(network: Network, tensors: Sequence[TensorEntry], run: Run) -> Me
         weights = _weights(tensors, "all tensors")
         return MemoryUse((), (weights, _cache(network, run, network.layers), _compute(network, run, ()), output))
     first = network.layers + 1 - offloaded
-    on_card = [tensor for tensor in tensors if _is_on_card(tensor, first, network.tied)]
+    there = [tensor for tensor in tensors if is_on_card(tensor.name, network, run)]
     on_host = [tensor for tensor in tensors if layer_of(tensor.name) in range(first)]
     embedding = [tensor for tensor in tensors if tensor.name == EMBEDDING]
     of_blocks = f"{first} of {network.layers} blocks"
     return MemoryUse(
         card=(
-            _weights(on_card, f"the head and {network.layers - first} of {network.layers} blocks"),
+            _weights(there, f"the head and {network.layers - first} of {network.layers} blocks"),
             _cache(network, run, network.layers - first),
             _compute(network, run, on_host),
             Term("overhead", run.overhead_bytes, "assumed: what driver and backend take for themselves"),
@@ -148,6 +148,14 @@ def memory_use(network: Network, tensors: Sequence[TensorEntry], run: Run) -> Me
             output,
         ),
     )
+
+
+def is_on_card(tensor: str, network: Network, run: Run) -> bool:
+    """Whether the tensor of that GGUF name, or a copy of it, is on the card: the head and the last blocks are."""
+    offloaded, layer = run.offloaded(network.layers), layer_of(tensor)
+    if layer >= 0:
+        return layer > network.layers - offloaded
+    return offloaded > 0 and (network.tied or tensor != EMBEDDING)
 
 
 def longest_context(network: Network, tensors: Sequence[TensorEntry], run: Run, card_bytes: int) -> int:
@@ -165,12 +173,6 @@ def longest_context(network: Network, tensors: Sequence[TensorEntry], run: Run, 
     shorter = range(CONTEXT_STEP, run.context, CONTEXT_STEP)
     fitting = bisect_right(shorter, card_bytes, key=needed)
     return shorter[fitting - 1] if fitting else 0
-
-
-def _is_on_card(tensor: TensorEntry, first: int, tied: bool) -> bool:
-    """Whether it, or a copy of it, is on a card that has the head and the blocks from first on."""
-    layer = layer_of(tensor.name)
-    return layer >= first or (layer < 0 and (tied or tensor.name != EMBEDDING))
 
 
 def _weights(tensors: Iterable[TensorEntry], what: str) -> Term:

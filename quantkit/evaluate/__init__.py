@@ -19,6 +19,7 @@ from quantkit.evaluate.evaluation import Sample, conditions, evaluate, sample
 from quantkit.evaluate.measure import groups, measure_group, n_group_steps, n_scored, n_steps
 from quantkit.evaluate.model import Model, open_model
 from quantkit.evaluate.network import Arithmetic, arithmetic
+from quantkit.evaluate.probes import measure_probes, n_probe_steps, output_errors
 from quantkit.evaluate.score import Scores
 from quantkit.evaluate.statistics import summary
 from quantkit.evaluate.text import Text, read_text, shipped
@@ -38,12 +39,15 @@ __all__ = [
     "evaluate",
     "groups",
     "measure_group",
+    "measure_probes",
     "moment_columns",
     "n_collect_steps",
     "n_group_steps",
+    "n_probe_steps",
     "n_scored",
     "n_steps",
     "open_model",
+    "output_errors",
     "read_baseline",
     "read_text",
     "sample",

@@ -29,19 +29,22 @@ class Sample:
     windows     int64 (n, positions)
     n_tokens    of the whole text
     vocabulary  its fingerprint
+    spread      whether the windows stand evenly over the text; else they are the first
     """
 
     text: Text
     windows: npt.NDArray[np.int64]
     n_tokens: int
     vocabulary: str
+    spread: bool = False
 
 
-def sample(models: Sequence[Model], text: Text, window: int, most: int | None) -> Sample:
+def sample(models: Sequence[Model], text: Text, window: int, most: int | None, *, spread: bool = False) -> Sample:
     """The text in the models' own tokens.
 
     window  positions of a window
     most    windows at most
+    spread  take them evenly over the text, not the first
     raises  UsageError        the models' vocabularies differ, a window is longer than the context that a model was
                               trained on, or the text is shorter than two windows
             UnsupportedError  another kind of vocabulary than byte-level BPE
@@ -61,7 +64,10 @@ def sample(models: Sequence[Model], text: Text, window: int, most: int | None) -
             )
     tokenizer = Tokenizer(first.fields, first.path)
     ids = tokenizer.encode(text.text)
-    return Sample(text, windows_of(ids, window, tokenizer.bos, most), len(ids), prints[first])
+    windows = windows_of(ids, window, tokenizer.bos, None if spread else most)
+    if spread and most is not None and most < len(windows):
+        windows = windows[(2 * np.arange(most) + 1) * len(windows) // (2 * most)]
+    return Sample(text, windows, len(ids), prints[first], spread)
 
 
 def _check_fits(models: Sequence[Model], window: int) -> None:
@@ -78,9 +84,9 @@ def _check_fits(models: Sequence[Model], window: int) -> None:
 def conditions(chosen: Sample, how: Arithmetic, base: Model | None) -> dict[str, Any]:
     """What two results must have in common to be compared.
 
-    The number of windows is none of it: they are the first of the text, and figures are kept window by window.
+    The number of windows is none of it where they are the first of the text: figures are kept window by window.
     """
-    return {
+    return ({"spread": len(chosen.windows)} if chosen.spread else {}) | {
         "text_sha256": chosen.text.sha256,
         "vocabulary_sha256": chosen.vocabulary,
         "window": chosen.windows.shape[1],

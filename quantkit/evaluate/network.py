@@ -96,34 +96,42 @@ def run(
     raises    NotFiniteError  values stop being finite (names where: a layer, or what comes before or after them)
     """
     network = models[0].network
-    states = [_embedded(weights, ids, how) for weights in models]
-    turns = [_Turn(weights.rotation, ids.shape[1], how) for weights in models]
-    batch = max(1, BATCH_BYTES // (max(network.gate_up_rows, network.qkv_rows) * ids.shape[1] * 4))
+    states = [embedded(weights, ids, how) for weights in models]
+    turns = [Turn(weights.rotation, ids.shape[1], how) for weights in models]
+    batch = windows_at_once(network, ids.shape[1])
     for i in range(network.layers):
-        layers = [_Layer(weights, i, how, observe) for weights in models]
-        for layer, x, turn in zip(layers, states, turns, strict=True):
-            layer.attend(x.split(batch), turn)
+        layers = [Layer(weights, i, how, turn, observe) for weights, turn in zip(models, turns, strict=True)]
+        for layer, x in zip(layers, states, strict=True):
+            layer.attend(x.split(batch))
         for layer, x, weights in zip(layers, states, models, strict=True):
             layer.feed_forward(x.split(batch))
-            _check_finite(x, weights, f"blk.{i}")
+            check_finite(x, weights, f"blk.{i}")
             progress()
     states.reverse()  # each is let go as soon as its last norm is taken
-    return [_last(weights, states.pop(), how, kept) for weights in models]
+    return [last_states(weights, states.pop(), how, kept) for weights in models]
 
 
-def _embedded(weights: Weights, ids: npt.NDArray[np.int64], how: Arithmetic) -> Tensor:
+def windows_at_once(network: Network, n_positions: int) -> int:
+    """How many windows a half layer computes at once, for BATCH_BYTES."""
+    return max(1, BATCH_BYTES // (max(network.gate_up_rows, network.qkv_rows) * n_positions * 4))
+
+
+def embedded(weights: Weights, ids: npt.NDArray[np.int64], how: Arithmetic) -> Tensor:
+    """What the first layer is given: float32 (windows, positions, hidden) of int64 (windows, positions)."""
     x = torch.from_numpy(weights.embed(ids.reshape(-1))).to(how.device).view(*ids.shape, weights.network.hidden)
-    _check_finite(x, weights, EMBEDDING)
+    check_finite(x, weights, EMBEDDING)
     return x
 
 
-def _last(weights: Weights, x: Tensor, how: Arithmetic, kept: slice) -> Tensor:
+def last_states(weights: Weights, x: Tensor, how: Arithmetic, kept: slice) -> Tensor:
+    """What the head is given at the positions kept, from what the last layer leaves."""
     last = _norm(x, _vector(weights, LAST_NORM, how), weights.epsilon)
-    _check_finite(last, weights, LAST_NORM)
+    check_finite(last, weights, LAST_NORM)
     return last[:, kept].contiguous()
 
 
-def _check_finite(x: Tensor, weights: Weights, where: str) -> None:
+def check_finite(x: Tensor, weights: Weights, where: str) -> None:
+    """Raises NotFiniteError, naming where."""
     if not bool(torch.isfinite(x).all()):
         raise NotFiniteError("here values stop being finite numbers", file=weights.path, tensor=where)
 
@@ -149,7 +157,7 @@ class _Matrix:
         self._observe = observe
         self._rounded = rounding(how.activations, weights.qtype(name))
         self._dtype = how.dtype
-        self._multiply = _multiplication(torch.from_numpy(weights.matrix(name, *rows)).to(how.device, how.dtype))
+        self._multiply = multiplication(torch.from_numpy(weights.matrix(name, *rows)).to(how.device, how.dtype))
 
     def __call__(self, x: Tensor) -> Tensor:
         """(..., k) -> (..., n) in the dtype of the arithmetic."""
@@ -159,7 +167,7 @@ class _Matrix:
         return self._multiply(self._rounded(x).to(self._dtype))
 
 
-def _multiplication(matrix: Tensor) -> Callable[[Tensor], Tensor]:
+def multiplication(matrix: Tensor) -> Callable[[Tensor], Tensor]:
     """The product of an input (..., k) with the rows of a matrix (n, k): (..., n).
 
     For float32 on a processor torch asks MKL, which on others than Intel's is half as fast as oneDNN, which it asks for
@@ -171,26 +179,25 @@ def _multiplication(matrix: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda x: linear(x.to_mkldnn(), laid_out).to_dense()
 
 
-class _Layer:
+class Layer:
     """One layer. Its halves add what they compute to x, parts of (windows, positions, hidden); each loads its matrices
     and lets them go."""
 
-    def __init__(self, weights: Weights, i: int, how: Arithmetic, observe: Observer | None) -> None:
-        self._weights, self._i, self._how, self._observe = weights, i, how, observe
+    def __init__(self, weights: Weights, i: int, how: Arithmetic, turn: Turn, observe: Observer | None = None) -> None:
+        self._weights, self._i, self._how, self._turn, self._observe = weights, i, how, turn, observe
 
-    def attend(self, parts: tuple[Tensor, ...], turn: _Turn) -> None:
+    def attend(self, parts: Sequence[Tensor]) -> None:
         network = self._weights.network
         norm, qkv, output = self._vector("attn_norm"), self._matrix("attn_qkv"), self._matrix("attn_output")
         heads = (network.heads, network.kv_heads, network.kv_heads)
         for x in parts:
             split = qkv(self._norm(x, norm)).unflatten(-1, (sum(heads), network.head_width))
             query, key, value = split.transpose(1, 2).split(heads, dim=1)  # (windows, heads, positions, head_width)
-            seen = scaled_dot_product_attention(
-                turn(query), turn(key), value, is_causal=True, enable_gqa=network.n_gqa > 1
-            )
+            query, key = self._turn(query), self._turn(key)
+            seen = scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=network.n_gqa > 1)
             x += output(seen.transpose(1, 2).flatten(-2))
 
-    def feed_forward(self, parts: tuple[Tensor, ...]) -> None:
+    def feed_forward(self, parts: Sequence[Tensor]) -> None:
         norm, gate_up, down = self._vector("ffn_norm"), self._matrix("ffn_up"), self._matrix("ffn_down")
         for x in parts:
             gate, up = gate_up(self._norm(x, norm)).chunk(2, dim=-1)
@@ -206,7 +213,7 @@ class _Layer:
         return _norm(x, weight, self._weights.epsilon)
 
 
-class _Turn:
+class Turn:
     """The rotation of queries and keys: of the pairs (i, i + rotated / 2) of each head, by position times frequency."""
 
     def __init__(self, rotation: Rotation, n_positions: int, how: Arithmetic) -> None:

@@ -51,7 +51,7 @@ def score(
 ) -> list[Scores]:
     """The scores of each model.
 
-    models    of one vocabulary; the first is the base if has_base
+    models    of one vocabulary; the first is the base if has_base; one may stand for several that share its head
     states    of each model: float32 (n, hidden), from network.run
     targets   int64 (n,): the next token at each position
     progress  called after each slab of the vocabulary
@@ -62,7 +62,8 @@ def score(
     sums = [_LogitSums(len(targets), how.device) for _ in models]
     for start in range(0, n_tokens, SLAB_TOKENS):
         stop = min(start + SLAB_TOKENS, n_tokens)
-        heads = [head_rows(model, how, start, stop) for model in models]
+        rows = {model: head_rows(model, how, start, stop) for model in dict.fromkeys(models)}
+        heads = [rows[model] for model in models]
         for first in range(0, len(targets), TILE_POSITIONS):
             tile = slice(first, first + TILE_POSITIONS)
             base = None

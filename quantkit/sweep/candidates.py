@@ -130,6 +130,29 @@ class Candidate(_Weights):
         return _unpacked(self._base.packed_embedding(distinct, qtype), qtype)[place.reshape(-1)]
 
 
+class Probe(_Weights):
+    """The base but for one matrix, which is as it would be read back from a file that has it in another type."""
+
+    def __init__(self, base: Base, model: Model, tensor: str, qtype: QType) -> None:
+        super().__init__(model)
+        self.tensor = tensor
+        self._base, self._changed = base, Candidate(base, model, {tensor: qtype})
+
+    def qtype(self, name: str) -> QType:
+        return self._of(name).qtype(name)
+
+    def matrix(self, name: str, start: int = 0, stop: int | None = None) -> F32Array:
+        """As Candidate's."""
+        return self._of(name).matrix(name, start, stop)
+
+    def embed(self, ids: npt.NDArray[np.int64]) -> F32Array:
+        """As Candidate's."""
+        return self._of(EMBEDDING).embed(ids)
+
+    def _of(self, name: str) -> Base | Candidate:
+        return self._changed if name == self.tensor else self._base
+
+
 def _half(name: str) -> str:
     """What the tensors of one half of a layer have in common: "blk.0.attn", "blk.0.ffn"."""
     return name.partition("_")[0] if name.startswith("blk.") else name
