@@ -40,6 +40,7 @@ FRONT = {"__init__", "__main__"}  # stand on everything, and nothing on them
 LIBRARIES = {
     "click": {"cli"},
     "gguf": {"arch", "gguf_io", "kernels"},
+    "highspy": {"sweep"},
     "httpx2": {"checkpoint"},  # what huggingface_hub speaks through
     "huggingface_hub": {"checkpoint"},
     "numpy": {
@@ -60,7 +61,7 @@ LIBRARIES = {
     "tokenizers": {"evaluate"},
     "torch": {"evaluate"},
 }
-HEAVY = ("torch", "tokenizers", "numpy", "gguf", "rich", "huggingface_hub", "pydantic")
+HEAVY = ("torch", "highspy", "tokenizers", "numpy", "gguf", "rich", "huggingface_hub", "pydantic")
 
 
 def imports() -> Iterator[tuple[str, str, str]]:

@@ -14,7 +14,7 @@ from quantkit import errors, qtypes
 
 PUBLIC = {
     "quantkit.kernels": {"backend", "backends", "decode", "encode", "using"},
-    "quantkit.sweep": {"Request", "Shard", "Sweep", "sweep"},
+    "quantkit.sweep": {"Bounds", "Optimizer", "Request", "Shard", "Sweep", "optimize", "sweep"},
     "quantkit.qtypes": {"ALL", "DECODED_ONLY", "QType", "by_id", "by_name"},  # and the types below
 }
 # error: (what it is a kind of, exit code)

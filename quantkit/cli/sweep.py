@@ -13,6 +13,7 @@ import click
 from quantkit.cli.completion import complete_recipe, complete_type
 from quantkit.cli.measuring import measuring_options
 from quantkit.cli.memory import run_options
+from quantkit.cli.optimizing import bounds, optimizing_options, refuse_idle, with_mixes
 from quantkit.cli.sizes import MEMORY
 from quantkit.cli.source import SOURCE
 from quantkit.cli.talk import Talk, table
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 @click.option("--ctx", "context", type=int, help="Tokens of each sequence.  [default: the model's, at most 16384]")
 @run_options
 @measuring_options("eval.txt")
+@optimizing_options
 @click.option("--shard", "shard_text", metavar="I/N", help="Measure every N-th candidate, from the I-th on, and stop.")
 @click.option("--merge", is_flag=True, help="Measure nothing: report what the shards have left in the folder.")
 @click.option("--no-write", is_flag=True, help="Do not write the file that is picked.")
@@ -69,6 +71,11 @@ def command(
     windows: int | None,
     dtype: str,
     device: str,
+    optimize: bool,
+    keep: tuple[str, ...],
+    min_type: str | None,
+    same_type: tuple[str, ...],
+    probes: int | None,
     shard_text: str | None,
     merge: bool,
     no_write: bool,
@@ -83,6 +90,7 @@ def command(
 
     \b
     quantkit sweep my-phi-4 --vram 12GiB --ctx 16384 -o out/
+    quantkit sweep my-phi-4 --vram 12GiB --ctx 16384 -o out/ --optimize      and a mix for that very card
     quantkit sweep my-phi-4 --vram 12GiB --ctx 16384 -o out/ --shard 1/4     one of four machines
     quantkit sweep my-phi-4 --vram 12GiB --ctx 16384 -o out/ --merge         their folders copied together
     """
@@ -90,6 +98,10 @@ def command(
         raise UsageError("--vram with --gpu-layers 0", hint="a run without a card has no use for one")
     if shard_text is not None and merge:
         raise UsageError("--shard measures and --merge does not: take one of them")
+    if optimize and (shard_text is not None or merge):
+        hint = "let the shards run without it; then run it alone, on a folder with the measurements of all"
+        raise UsageError("--optimize is for one machine", hint=hint)
+    refuse_idle(optimize, {"keep": keep, "min_type": min_type, "same_type": same_type, "probes": probes})
     from quantkit.evaluate import arithmetic, read_text
     from quantkit.sweep import Request, Sweep
     from quantkit.sweep.report import CSV, JSON
@@ -118,6 +130,8 @@ def command(
         windows,
         arithmetic("f32", dtype, device),
     )
+    if optimize:
+        request = with_mixes(request, bounds(keep, min_type, same_type), probes, talk)
     with Sweep.open(request, talk.warn) as sweep:
         if not merge:
             _measure(sweep, shard, talk)
@@ -164,7 +178,8 @@ def _finish(sweep: Sweep, request: Request, write: bool, talk: Talk, as_json: bo
 
 def _command(request: Request, name: str, path: Path) -> str:
     """The command that writes the file that was picked."""
-    kind = f"--recipe {request.recipe}" if request.recipe.endswith(".toml") else f"-t {name}"
+    recipe = request.out / f"{name}.toml" if request.is_mix(name) else request.recipe
+    kind = f"--recipe {recipe}" if str(recipe).endswith(".toml") else f"-t {name}"
     family = f" --recipe {request.recipe}" if request.recipe not in ("llama.cpp",) and kind.startswith("-t") else ""
     imatrix = f" --imatrix {request.imatrix}" if request.imatrix else ""
     return f"quantkit convert {request.source} {kind}{family}{imatrix} -o {path}"
@@ -181,12 +196,16 @@ def _shard(text: str) -> Shard:
 
 
 def _show(report: dict[str, Any]) -> None:
-    rows = [("type", "file", "bits/weight", "on the card", "PPL", "KLD", "99 %", "same top", "")]
+    predicts = "optimized" in report
+    rows = [
+        ("type", "file", "bits/weight", "on the card", "PPL", "KLD", *["predicted"] * predicts, "99 %", "same top", "")
+    ]
     base = report["base"]
-    rows.append(("base", size(report["source_bytes"]), "", "", f"{base['ppl']:.4f}", "", "", "", ""))
+    rows.append(("base", size(report["source_bytes"]), "", "", f"{base['ppl']:.4f}", *[""] * (4 + predicts)))
     for candidate in report["candidates"]:
         memory, kld = candidate["memory"], candidate["kld"]
         chosen = candidate["type"] == report["pick"]["type"]
+        predicted = candidate.get("predicted_kld")
         rows.append(
             (
                 candidate["type"],
@@ -195,6 +214,7 @@ def _show(report: dict[str, Any]) -> None:
                 size(memory["card_bytes"]),
                 f"{candidate['ppl']:.4f}",
                 f"{kld['mean']:.5f} ± {kld['stderr']:.5f}",
+                *["" if predicted is None else f"{predicted:.5f}"] * predicts,
                 f"{kld['p99']:.4f}",
                 f"{100 * candidate['same_top']:.2f} %",
                 "picked" if chosen else "" if memory["fits"] else "does not fit",

@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+from quantkit.sweep.bounds import Bounds
 from quantkit.sweep.cost import memory_bytes
+from quantkit.sweep.mix import Budget, Mix, Optimized
+from quantkit.sweep.optimizer import Optimizer, optimize
 from quantkit.sweep.pick import Option, Pick, pick
 from quantkit.sweep.request import Request, Shard
 from quantkit.sweep.sweep import Sweep, sweep
 
-__all__ = ["Option", "Pick", "Request", "Shard", "Sweep", "memory_bytes", "pick", "sweep"]
+__all__ = [
+    "Bounds",
+    "Budget",
+    "Mix",
+    "Optimized",
+    "Optimizer",
+    "Option",
+    "Pick",
+    "Request",
+    "Shard",
+    "Sweep",
+    "memory_bytes",
+    "optimize",
+    "pick",
+    "sweep",
+]

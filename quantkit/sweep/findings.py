@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,7 +49,7 @@ class Findings:
             "text": sample.text.names,
             **measured.conditions,
             "imatrix_sha256": measured.imatrix_sha256,
-            "recipe": request.recipe if request.recipe in families() else self.candidates[0].output.name,
+            "recipe": request.recipe if request.recipe in families() else Path(request.recipe).stem,
             "n_tokens": sample.n_tokens,
             "windows": len(sample.windows),
             "scored": n_scored(sample.windows.shape[1]),
@@ -63,6 +64,7 @@ class Findings:
                 "step": asdict(choice.step) if choice.step else None,
                 "sentence": choice.sentence(self.run.context),
             },
+            **({"optimized": request.optimized.report} if request.optimized else {}),
         }
 
     def pick(self) -> Pick:
@@ -101,7 +103,13 @@ class Findings:
             },
             **summary(scores, base),
             **self._by_window({"nll_by_window": scores.nll, "kld_by_window": scores.kld}),
+            **({"predicted_kld": self._predicted(output.name)} if self.request.optimized else {}),
         }
+
+    def _predicted(self, name: str) -> float | None:
+        """Of a mix that was found, what was thought of it before it was measured."""
+        mixes = self.request.optimized.mixes if self.request.optimized else ()
+        return next((mix.predicted for mix in mixes if mix.recipe.name == name), None)
 
     def _by_window(self, columns: Mapping[str, npt.NDArray[np.float64] | None]) -> dict[str, list[float]]:
         """The means of each window."""

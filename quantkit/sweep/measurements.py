@@ -58,6 +58,18 @@ class Measurements:
         self._groups = list(groups(sample.windows))
         self._found: dict[str, Scores | None] = {}
 
+    def on(self, sample: Sample) -> Measurements:
+        """Those of the same source, in the same store, on another sample."""
+        return Measurements(
+            self.model,
+            sample,
+            self.how,
+            importance=self.importance,
+            imatrix_sha256=self.imatrix_sha256,
+            base_sha256=self.conditions["base_sha256"],
+            store=self._store,
+        )
+
     def n_missing(self, wanted: Sequence[Types]) -> int:
         """How many measurements are to be made for these types, and the base."""
         return sum(map(len, self._missing(wanted)))

@@ -31,10 +31,11 @@ class Planned:
 
 def recipes(request: Request) -> list[Recipe]:
     """Those to plan: what is asked for, or all of a family that need no importance matrix where there is none."""
-    if _names_them(request):
-        return choose(request.types, request.recipe)
+    mixes = [mix.recipe for mix in request.optimized.mixes] if request.optimized else []
+    if names_candidates(request):
+        return [*choose(request.types, request.recipe), *mixes]
     every = [preset(name, request.recipe) for name in presets(request.recipe)]
-    return [recipe for recipe in every if request.imatrix or not recipe.needs_imatrix]
+    return [*(recipe for recipe in every if request.imatrix or not recipe.needs_imatrix), *mixes]
 
 
 def candidates(
@@ -63,8 +64,9 @@ def candidates(
             if context
             else "it does not fit with any context; --gpu-layers N leaves some layers to the processor",
         )
-    return planned if _names_them(request) else planned[: n_fitting + 1]
+    return planned if names_candidates(request) else planned[: n_fitting + 1]
 
 
-def _names_them(request: Request) -> bool:
+def names_candidates(request: Request) -> bool:
+    """Whether a request says which they are; else its card does."""
     return bool(request.types) or request.recipe not in families()

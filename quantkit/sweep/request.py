@@ -9,6 +9,7 @@ from typing import Any
 
 from quantkit.errors import UsageError
 from quantkit.evaluate import Arithmetic, Text
+from quantkit.sweep.mix import Optimized
 
 USUAL_CONTEXT = 16384
 
@@ -45,6 +46,7 @@ class Request:
     window      tokens of a window
     windows     at most; None for all of the text
     how         the arithmetic of the measurement
+    optimized   mixes that Optimizer found, candidates like the others
     """
 
     source: Path
@@ -59,3 +61,8 @@ class Request:
     window: int = 512
     windows: int | None = None
     how: Arithmetic = field(default_factory=Arithmetic)
+    optimized: Optimized | None = None
+
+    def is_mix(self, name: str) -> bool:
+        """Whether a candidate is one of the mixes."""
+        return self.optimized is not None and name in [mix.recipe.name for mix in self.optimized.mixes]

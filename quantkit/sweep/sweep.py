@@ -19,7 +19,7 @@ from quantkit.sweep.chosen import Chosen
 from quantkit.sweep.findings import Findings
 from quantkit.sweep.measurements import Measurements, Types
 from quantkit.sweep.pick import Pick
-from quantkit.sweep.planned import Planned, candidates, recipes
+from quantkit.sweep.planned import Planned, candidates, names_candidates, recipes
 from quantkit.sweep.report import write_report
 from quantkit.sweep.request import USUAL_CONTEXT, Request, Shard
 from quantkit.sweep.store import Store
@@ -35,6 +35,7 @@ class Sweep:
     candidates    smallest first
     run           how llama.cpp would be run
     measurements  all of them, there or not
+    store         where they are kept
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class Sweep:
         chosen_text = sample([model], request.text or shipped("eval.txt"), request.window, request.windows)
         make_folder(request.out)
         make_folder(request.out / MEASUREMENTS)
-        self._store = Store(request.out / MEASUREMENTS, warn)
+        self.store = Store(request.out / MEASUREMENTS, warn)
         self.measurements = Measurements(
             model,
             chosen_text,
@@ -65,7 +66,7 @@ class Sweep:
             importance={job.name: job.importance for job in plan.jobs},
             imatrix_sha256=imatrix.sha256 if imatrix else None,
             base_sha256=self.source_sha256,
-            store=self._store,
+            store=self.store,
         )
 
     @classmethod
@@ -92,11 +93,16 @@ class Sweep:
             for shard in self._model.shards
             for status in [shard.stat()]
         ]
-        known = self._store.recall({"sha256_of": stats})
+        known = self.store.recall({"sha256_of": stats})
         if known is None:
             known = self._model.sha256
-            self._store.remember({"sha256_of": stats}, known)
+            self.store.remember({"sha256_of": stats}, known)
         return known
+
+    @property
+    def names_candidates(self) -> bool:
+        """Whether the request does, and not its card's size."""
+        return names_candidates(self.request)
 
     def share(self, shard: Shard | None) -> list[Planned]:
         """The candidates that a shard measures; all for None."""
@@ -144,7 +150,7 @@ class Sweep:
             self._imatrix,
             source_sha256=self.source_sha256,
             folder=self.request.out,
-            store=self._store,
+            store=self.store,
         )
 
     @property

@@ -13,6 +13,7 @@ import small
 
 from quantkit.cli import main, plan
 from quantkit.errors import BugError
+from quantkit.gguf_io import read_gguf
 from quantkit.sweep import request
 
 CARD = ("--vram", "3MiB", "--overhead", "0MiB", "--ubatch", "64", "--ctx", "1024")
@@ -191,3 +192,45 @@ def test_the_report_does_not_replace_the_text(source: Path, tmp_path: Path, caps
     code, _, err = run(capsys, source, *TYPES, *QUICK, "-o", tmp_path, "--text", text)
     assert code == 2 and "would replace an input" in err
     assert [path.name for path in tmp_path.iterdir()] == ["report.csv"]
+
+
+def test_a_mix_is_found_and_measured(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out_folder = tmp_path / "out"
+    wanted = ("-t", "Q4_K_M", "--optimize", "--keep", "output.weight=q6_k", "--min-type", "Q3_K", "--probes", "10")
+    code, out, err = run(capsys, source, *wanted, "--same-type", "*ffn_up*", *QUICK, "-o", out_folder, "--no-write")
+    assert code == 0, err
+    title, _, mix, preset, *_ = out.splitlines()
+    assert "KLD" in title and "predicted" in title
+    assert mix.startswith("OPT-Q4_K_M") and mix.endswith("picked") and preset.startswith("Q4_K_M")
+    said = [line for line in err.splitlines() if not line.startswith(("trying matrices", "measuring"))]  # progress
+    tried, found, _, following = said
+    recipe = out_folder / "OPT-Q4_K_M.toml"
+    assert tried.startswith("10 matrices to try, in about ")
+    assert found.startswith(f"{recipe}: ") and found.endswith("optimality gap 0.00 %")
+    assert following.startswith(f"next: quantkit convert {source} --recipe {recipe} -o ")
+    (candidate, _) = json.loads((out_folder / "report.json").read_text())["candidates"]
+    types = candidate["tensor_types"]
+    assert types["output.weight"] == "Q6_K" and len({types[f"blk.{i}.ffn_up.weight"] for i in (0, 1)}) == 1
+
+    with pytest.raises(SystemExit) as ended:
+        main(["convert", str(source), "--recipe", str(recipe), "-o", str(tmp_path / "mix.gguf"), "-q"])
+    assert not ended.value.code
+    assert {name: tensor.qtype.name for name, tensor in read_gguf(tmp_path / "mix.gguf").tensors.items()} == types
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--keep", "output.weight=Q6_K", "--probes", "10"), "--keep, --probes without --optimize"),
+        (("--optimize", "--keep", "output.weight"), "--keep takes PATTERN=TYPE"),
+        (("--optimize", "--keep", "outptu.weight=Q6_K"), "a pattern matches no matrix"),
+        (("--optimize", "--shard", "1/2"), "--optimize is for one machine"),
+        (("--optimize", "--merge"), "--optimize is for one machine"),
+        (("--optimize", "--probes", "3"), "too few probes"),
+    ],
+)
+def test_mixes_that_cannot_be_asked_for(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], words: str
+) -> None:
+    code, out, err = run(capsys, source, *TYPES, *QUICK, *options, "-o", tmp_path / "out")
+    assert (code, out) == (2, "") and words in err
