@@ -14,9 +14,12 @@ typedef struct {
     const char *name;
     const qk_kernel *kernels;
     qk_find_unfit *find_unfit;
+    qk_add_low_rank_fn *add_low_rank;
+    qk_row_norms_fn *row_norms;
 } instruction_set;
 
-#define ENTRY(isa) ((instruction_set){#isa, qk_kernels_##isa, qk_find_unfit_##isa})
+#define ENTRY(isa)                                                                                                     \
+    ((instruction_set){#isa, qk_kernels_##isa, qk_find_unfit_##isa, qk_add_low_rank_##isa, qk_row_norms_##isa})
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(QK_NO_VECTOR_EXTENSIONS)
 #include <cpuid.h>
@@ -165,6 +168,23 @@ qk_status qk_decode(qk_type type, const uint8_t *blocks, int64_t n_rows, int64_t
     if (qk_row_bytes(type, n_columns) < 0 || n_rows < 0) return QK_BAD_SHAPE;
     const float_mode mode = enter_float_mode();
     kernel->decode(blocks, n_rows * n_columns / kernel->block_weights, rows);
+    leave_float_mode(mode);
+    return QK_OK;
+}
+
+qk_status qk_add_low_rank(float *rows, int64_t n_rows, int64_t n_columns, const float *coefficients, const float *basis,
+                          int64_t rank, float scale) {
+    if (n_rows < 0 || n_columns < 0 || rank < 0) return QK_BAD_SHAPE;
+    const float_mode mode = enter_float_mode();
+    in_use().add_low_rank(rows, n_rows, n_columns, coefficients, basis, rank, scale);
+    leave_float_mode(mode);
+    return QK_OK;
+}
+
+qk_status qk_row_norms(const float *rows, int64_t n_rows, int64_t n_columns, float *norms) {
+    if (n_rows < 0 || n_columns < 0) return QK_BAD_SHAPE;
+    const float_mode mode = enter_float_mode();
+    in_use().row_norms(rows, n_rows, n_columns, norms);
     leave_float_mode(mode);
     return QK_OK;
 }

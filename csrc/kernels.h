@@ -24,6 +24,9 @@ typedef struct {
 enum { QK_N_KERNELS = 13, QK_MAX_ROWS = 16 };
 
 typedef int64_t qk_find_unfit(const float *x, int64_t n, float limit); /* see unfit.h */
+typedef void qk_add_low_rank_fn(float *rows, int64_t n_rows, int64_t n_columns, const float *coefficients,
+                                const float *basis, int64_t rank, float scale); /* see low_rank.h */
+typedef void qk_row_norms_fn(const float *rows, int64_t n_rows, int64_t n_columns, float *norms);
 
 extern const qk_kernel qk_kernels_scalar[QK_N_KERNELS];
 extern const qk_kernel qk_kernels_baseline[QK_N_KERNELS];
@@ -33,5 +36,11 @@ extern const qk_kernel qk_kernels_neon[QK_N_KERNELS];
 
 extern qk_find_unfit qk_find_unfit_scalar, qk_find_unfit_baseline, qk_find_unfit_avx2, qk_find_unfit_avx512,
     qk_find_unfit_neon;
+
+extern qk_add_low_rank_fn qk_add_low_rank_scalar, qk_add_low_rank_baseline, qk_add_low_rank_avx2,
+    qk_add_low_rank_avx512, qk_add_low_rank_neon;
+
+extern qk_row_norms_fn qk_row_norms_scalar, qk_row_norms_baseline, qk_row_norms_avx2, qk_row_norms_avx512,
+    qk_row_norms_neon;
 
 #endif

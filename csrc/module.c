@@ -71,6 +71,50 @@ static PyObject *decode(PyObject *self, PyObject *args) {
     return result;
 }
 
+static PyObject *add_low_rank(PyObject *self, PyObject *args) {
+    (void)self;
+    long long n_rows, n_columns, rank;
+    float scale;
+    Py_buffer rows, coefficients, basis;
+    if (!PyArg_ParseTuple(args, "w*LLy*y*Lf", &rows, &n_rows, &n_columns, &coefficients, &basis, &rank, &scale))
+        return NULL;
+    PyObject *result = NULL;
+    if (rows.len / 4 != n_rows * n_columns || coefficients.len / 4 != n_rows * rank ||
+        basis.len / 4 != rank * n_columns) {
+        PyErr_SetString(PyExc_ValueError, "a buffer does not have the size of its shape");
+    } else {
+        qk_status status;
+        Py_BEGIN_ALLOW_THREADS
+        status = qk_add_low_rank(rows.buf, n_rows, n_columns, coefficients.buf, basis.buf, rank, scale);
+        Py_END_ALLOW_THREADS
+        result = status == QK_OK ? Py_NewRef(Py_None) : refuse(status);
+    }
+    PyBuffer_Release(&rows);
+    PyBuffer_Release(&coefficients);
+    PyBuffer_Release(&basis);
+    return result;
+}
+
+static PyObject *row_norms(PyObject *self, PyObject *args) {
+    (void)self;
+    long long n_rows, n_columns;
+    Py_buffer rows, norms;
+    if (!PyArg_ParseTuple(args, "y*LLw*", &rows, &n_rows, &n_columns, &norms)) return NULL;
+    PyObject *result = NULL;
+    if (rows.len / 4 != n_rows * n_columns || norms.len / 4 != n_rows) {
+        PyErr_SetString(PyExc_ValueError, "a buffer does not have the size of its shape");
+    } else {
+        qk_status status;
+        Py_BEGIN_ALLOW_THREADS
+        status = qk_row_norms(rows.buf, n_rows, n_columns, norms.buf);
+        Py_END_ALLOW_THREADS
+        result = status == QK_OK ? Py_NewRef(Py_None) : refuse(status);
+    }
+    PyBuffer_Release(&rows);
+    PyBuffer_Release(&norms);
+    return result;
+}
+
 static PyObject *use(PyObject *self, PyObject *args) {
     (void)self;
     const char *name;
@@ -99,6 +143,9 @@ static PyMethodDef methods[] = {
      "encode(type, rows, n_rows, n_columns, importance, limit, blocks): pack; the flat index of the first unfit value, "
      "or -1"},
     {"decode", decode, METH_VARARGS, "decode(type, blocks, n_rows, n_columns, rows): unpack"},
+    {"add_low_rank", add_low_rank, METH_VARARGS,
+     "add_low_rank(rows, n_rows, n_columns, coefficients, basis, rank, scale): rows += scale * (coefficients x basis)"},
+    {"row_norms", row_norms, METH_VARARGS, "row_norms(rows, n_rows, n_columns, norms): the norm of each row"},
     {"use", use, METH_VARARGS, "use(name): choose the instruction set, None for the fastest"},
     {"isa", isa, METH_NOARGS, "isa(): the instruction set in use"},
     {"isas", isas, METH_NOARGS, "isas(): those this processor can run, slowest first"},

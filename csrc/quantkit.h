@@ -59,6 +59,15 @@ qk_status qk_encode(qk_type type, const float *rows, int64_t n_rows, int64_t n_c
 /* Unpack n_rows x n_columns floats from n_rows * qk_row_bytes() bytes. Any bytes are decoded, NaN scales included. */
 qk_status qk_decode(qk_type type, const uint8_t *blocks, int64_t n_rows, int64_t n_columns, float *rows);
 
+/* Add scale * (coefficients x basis) to n_rows x n_columns floats: coefficients are n_rows x rank, basis rank x
+ * n_columns. Each element's sum begins at 0 and takes its products by rank; every product and sum is rounded to float.
+ */
+qk_status qk_add_low_rank(float *rows, int64_t n_rows, int64_t n_columns, const float *coefficients, const float *basis,
+                          int64_t rank, float scale);
+
+/* The Euclidean norm of each row into n_rows floats: squares added in index order, from 0. */
+qk_status qk_row_norms(const float *rows, int64_t n_rows, int64_t n_columns, float *norms);
+
 /* The instruction sets that this build has and this processor can run, slowest first; the last is the default.
  * qk_isa_name() returns NULL from qk_n_isas() on. */
 int qk_n_isas(void);

@@ -18,6 +18,7 @@
 
 #include "../chunks.h"
 #include "../fit.h"
+#include "../low_rank.h"
 
 #include "../run_block.h"
 #include "../scale_block.h"

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from quantkit.errors import MagnitudeError, NotFiniteError, ShapeError, UsageError
-from quantkit.kernels import decoded_only, plain, q2_k, q3_k, q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k, q8_0
+from quantkit.kernels import decoded_only, low_rank, plain, q2_k, q3_k, q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k, q8_0
 from quantkit.kernels.lanes import Importance, mean_squares
 from quantkit.qtypes import QType
 
@@ -184,6 +184,48 @@ def decode(blocks: U8Array, qtype: QType, *, out: F32Array | None = None) -> F32
             for piece in _pieces(len(source), qtype):
                 target[piece] = text(source[piece])
     return out
+
+
+def add_low_rank(rows: F32Array, coefficients: F32Array, basis: F32Array, scale: float) -> None:
+    """Add scale * (coefficients x basis) to rows, in place.
+
+    rows          float32 (n, k), C order
+    coefficients  float32 (n, rank), C order
+    basis         float32 (rank, k), C order
+    scale         rounded to float32
+    raises        ShapeError  an array is not as above
+
+    Each element's sum begins at 0 and takes its products by rank; every product and sum is rounded to float32, so the
+    bits are the same on every backend and processor.
+    """
+    _check(rows, np.float32, "rows")
+    _check(coefficients, np.float32, "coefficients")
+    (n, k), rank = rows.shape, coefficients.shape[1]
+    _check(coefficients, np.float32, "coefficients", (n, rank))
+    _check(basis, np.float32, "basis", (rank, k))
+    native = _native()
+    if native:
+        native.add_low_rank(rows, n, k, coefficients, basis, rank, scale)
+    else:
+        with np.errstate(all="ignore"):  # what is not finite is found when it is packed
+            low_rank.add(rows, coefficients, basis, np.float32(scale))
+
+
+def row_norms(rows: F32Array) -> F32Array:
+    """The Euclidean norm of each row: its squares added in index order in float32, and the root of the sum.
+
+    rows     float32 (n, k), C order; k > 0
+    returns  float32 (n,); the same bits on every backend and processor
+    raises   ShapeError  rows is not as above
+    """
+    _check(rows, np.float32, "rows")
+    native = _native()
+    if not native:
+        with np.errstate(all="ignore"):
+            return low_rank.norms(rows)
+    norms = np.empty(len(rows), np.float32)
+    native.row_norms(rows, *rows.shape, norms)
+    return norms
 
 
 def _decoder(qtype: QType) -> Callable[[U8Array], F32Array]:
