@@ -462,6 +462,19 @@ def cpu_name() -> str:
     return next(models, "") or platform.processor() or platform.machine()
 
 
+def available_memory() -> int | None:
+    """Bytes of memory that a process can take without another's going to disk; None where the system does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text("utf-8").splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):  # not Linux
+        pass
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not POSIX, or not this name
+        return None
+
+
 def cpu_count() -> int:
     """Processors this process may run on, at least 1."""
     if hasattr(os, "sched_getaffinity"):

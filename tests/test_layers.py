@@ -23,7 +23,7 @@ LAYERS = (
     ("recipe", "source", "imatrix", "moments", "journal"),
     ("plan", "memory"),
     ("slabs",),
-    ("convert", "check", "outline", "bench", "verify", "sweep", "evaluate"),
+    ("convert", "check", "outline", "bench", "verify", "doctor", "sweep", "evaluate"),
     ("cli", "report"),
 )
 DEPTH = {name: depth for depth, row in enumerate(LAYERS) for name in row}
@@ -43,6 +43,7 @@ LIBRARIES = {
     "highspy": {"sweep"},
     "httpx2": {"checkpoint"},  # what huggingface_hub speaks through
     "huggingface_hub": {"checkpoint"},
+    "jinja2": {"doctor"},
     "numpy": {
         "checkpoint",
         "kernels",
@@ -52,6 +53,7 @@ LIBRARIES = {
         "check",
         "bench",
         "verify",
+        "doctor",
         "sweep",
         "evaluate",
     },

@@ -25,6 +25,7 @@ COMMANDS = {
     "sweep": ("quantkit.cli.sweep", "Measure every type and pick the best that fits."),
     "imatrix": ("quantkit.cli.imatrix", "Collect how much each column of a matrix counts."),
     "bench": ("quantkit.cli.bench", "Measure the kernels on this machine."),
+    "doctor": ("quantkit.cli.doctor", "Look for what is wrong, with this machine or a file."),
     "completion": ("quantkit.cli.completion", "Print a shell's completion script."),
 }
 

@@ -43,6 +43,7 @@ FILES = (
     "convert folder -o ",
     "inspect m",
     "verify m",
+    "doctor m",
     "verify m --source s",
     "verify m --statement s",
     "eval m",
