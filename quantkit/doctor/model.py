@@ -12,9 +12,10 @@ from typing import Any
 from quantkit.doctor import render
 from quantkit.doctor.finding import Check, Finding, failed, ok, skipped, warning
 from quantkit.doctor.weights import check_weights
-from quantkit.errors import FormatError, InputError, UnsupportedError
+from quantkit.errors import InputError, UnsupportedError
 from quantkit.gguf_io import Kind
-from quantkit.source import GGUFWeights, open_source, read_source
+from quantkit.source import read_source
+from quantkit.source.gguf import open_gguf
 from quantkit.tokenizer import TokenType
 from quantkit.tokenizer.vocabulary import ROLE_KEYS
 
@@ -46,16 +47,11 @@ CONVERSATION = (
 class Model:
     """An open GGUF file, or all shards of one, of whatever types; use it in a `with` block.
 
-    raises  InputError in its kinds, as source.open_gguf does: its structure is not sound
+    raises  InputError in its kinds, as open_gguf does: its structure is not sound
     """
 
     def __init__(self, path: Path) -> None:
-        weights = open_source(path, any_type=True)
-        if not isinstance(weights, GGUFWeights):
-            weights.close()
-            raise FormatError("is no GGUF file", file=path)
-        self.weights = weights
-        self.path = path
+        self.weights = open_gguf(path, any_type=True)
 
     def value(self, key: str, kind: Kind, item_kind: Kind | None = None) -> Any:
         """The value of a key, None where there is none or one of another kind."""
