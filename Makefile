@@ -16,6 +16,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc recipes -type f) $(shell find quantkit -type d -not -name __pycache__)
 NPM := $(shell command -v npm)
+BROWSER := $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 ENGINE := $(if $(NPM),tests/engine/node_modules/.stamp,)
 
 .DELETE_ON_ERROR:
@@ -29,7 +30,8 @@ demo: $(VENV)/.built
 
 test: $(VENV)/.built $(VENV)/.complete $(ENGINE)
 	@$(if $(NPM),true,echo "npm is not here: the tests that ask a real llama.cpp engine will be skipped")
-	$(if $(NPM),QUANTKIT_REQUIRE_ENGINE=1) $(BIN)/python -m pytest $(PYTEST)
+	@$(if $(BROWSER),true,echo "no Chromium is here: the tests that look at the report's page will be skipped")
+	$(if $(NPM),QUANTKIT_REQUIRE_ENGINE=1) $(if $(BROWSER),QUANTKIT_REQUIRE_BROWSER=1) $(BIN)/python -m pytest $(PYTEST)
 
 check: $(VENV)/.built $(VENV)/.complete
 	$(BIN)/ruff check .

@@ -28,11 +28,12 @@ LAYERS = (
 )
 DEPTH = {name: depth for depth, row in enumerate(LAYERS) for name in row}
 # Within a row nothing imports its neighbour, but for these.
-# A sweep is evaluate's measurements of many files, of which convert writes one.
+# A sweep is evaluate's measurements of many files, of which convert writes one; its table is the report's.
 SIDEWAYS = {
     ("qtypes", "errors"),
     ("osio", "errors"),
     ("sweep", "evaluate"),
+    ("cli", "report"),
     ("sweep", "convert"),
 }
 FRONT = {"__init__", "__main__"}  # stand on everything, and nothing on them
@@ -43,7 +44,8 @@ LIBRARIES = {
     "highspy": {"sweep"},
     "httpx2": {"checkpoint"},  # what huggingface_hub speaks through
     "huggingface_hub": {"checkpoint"},
-    "jinja2": {"doctor"},
+    "jinja2": {"doctor", "report"},
+    "matplotlib": {"report"},
     "numpy": {
         "checkpoint",
         "kernels",
@@ -57,13 +59,24 @@ LIBRARIES = {
         "sweep",
         "evaluate",
     },
-    "pydantic": {"recipe", "verify", "evaluate"},
-    "rich": {"cli", "report"},
+    "pydantic": {"recipe", "verify", "evaluate", "report"},
+    "rich": {"cli"},
     "safetensors": {"checkpoint", "moments"},
     "tokenizers": {"evaluate"},
     "torch": {"evaluate"},
 }
-HEAVY = ("torch", "highspy", "tokenizers", "numpy", "gguf", "rich", "huggingface_hub", "pydantic")
+HEAVY = (
+    "matplotlib",
+    "jinja2",
+    "torch",
+    "highspy",
+    "tokenizers",
+    "numpy",
+    "gguf",
+    "rich",
+    "huggingface_hub",
+    "pydantic",
+)
 
 
 def imports() -> Iterator[tuple[str, str, str]]:

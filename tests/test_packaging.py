@@ -154,7 +154,7 @@ def test_wheel_holds_the_package_and_nothing_else(installed: Installed) -> None:
     with zipfile.ZipFile(installed.wheel) as wheel:
         held = set(wheel.namelist())
         assert held == texts("quantkit") | recipes | installed.expected.libraries | {f"{info}/{name}" for name in INFO}
-        assert {Path(name).suffix for name in texts("quantkit")} == {".py", ".pyi", ".txt", ".typed"}
+        assert {Path(name).suffix for name in texts("quantkit")} == {".css", ".html", ".py", ".pyi", ".txt", ".typed"}
         for name in ("LICENSE", "NOTICE"):
             assert wheel.read(f"{info}/licenses/{name}") == (ROOT / name).read_bytes()
         metadata = email.message_from_bytes(wheel.read(f"{info}/METADATA"))

@@ -23,6 +23,7 @@ COMMANDS = {
     "inspect": ("quantkit.cli.inspect", "Show what a GGUF file holds."),
     "eval": ("quantkit.cli.eval", "Measure what a quantized file lost."),
     "sweep": ("quantkit.cli.sweep", "Measure every type and pick the best that fits."),
+    "report": ("quantkit.cli.report", "Draw the pages and plots of a sweep again."),
     "imatrix": ("quantkit.cli.imatrix", "Collect how much each column of a matrix counts."),
     "bench": ("quantkit.cli.bench", "Measure the kernels on this machine."),
     "doctor": ("quantkit.cli.doctor", "Look for what is wrong, with this machine or a file."),

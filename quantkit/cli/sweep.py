@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,6 +14,7 @@ from quantkit.cli.completion import complete_recipe, complete_type
 from quantkit.cli.measuring import measuring_options
 from quantkit.cli.memory import run_options
 from quantkit.cli.optimizing import bounds, optimizing_options, refuse_idle, with_mixes
+from quantkit.cli.report import EXTRA
 from quantkit.cli.sizes import MEMORY
 from quantkit.cli.source import SOURCE
 from quantkit.cli.talk import Talk, table
@@ -22,6 +23,7 @@ from quantkit.osio import refuse_replacing
 from quantkit.units import size
 
 if TYPE_CHECKING:
+    from quantkit.report import Report
     from quantkit.sweep import Request, Shard, Sweep
 
 
@@ -103,13 +105,14 @@ def command(
         raise UsageError("--optimize is for one machine", hint=hint)
     refuse_idle(optimize, {"keep": keep, "min_type": min_type, "same_type": same_type, "probes": probes})
     from quantkit.evaluate import arithmetic, read_text
+    from quantkit.report import outputs
     from quantkit.sweep import Request, Sweep
     from quantkit.sweep.report import CSV, JSON
 
     talk = Talk(quiet)
     shard = _shard(shard_text) if shard_text is not None else None
     inputs = [*map(Path, texts), Path(recipe), *([imatrix] if imatrix else [])]
-    refuse_replacing([output / JSON, output / CSV], inputs)
+    refuse_replacing([output / JSON, output / CSV, *outputs(output)], inputs)
     request = Request(
         source,
         output,
@@ -155,15 +158,19 @@ def _measure(sweep: Sweep, shard: Shard | None, talk: Talk) -> None:
 
 def _finish(sweep: Sweep, request: Request, write: bool, talk: Talk, as_json: bool) -> None:
     """Report, and write the file that is picked."""
+    from quantkit.report import missing, read_report, write_pages
     from quantkit.sweep.report import write_report
 
     report = sweep.report()
     write_report(request.out, report)
+    shown = read_report(request.out)
+    page = write_pages(shown, request.out)[0]
     chosen = sweep.chosen()
     if as_json:
         click.echo(json.dumps(report, indent=2))
     elif not talk.quiet:
-        _show(report)
+        _show(shown)
+    talk.say(f"wrote {page}" + (f"; a page with plots needs {' and '.join(missing())}: {EXTRA}" if missing() else ""))
     if not write:
         talk.say(f"next: {_command(request, report['pick']['type'], chosen.path)}")
         return
@@ -195,35 +202,10 @@ def _shard(text: str) -> Shard:
     return Shard(int(found[1]), int(found[2]))
 
 
-def _show(report: dict[str, Any]) -> None:
-    predicts = "optimized" in report
-    rows = [
-        ("type", "file", "bits/weight", "on the card", "PPL", "KLD", *["predicted"] * predicts, "99 %", "same top", "")
-    ]
-    base = report["base"]
-    rows.append(("base", size(report["source_bytes"]), "", "", f"{base['ppl']:.4f}", *[""] * (4 + predicts)))
-    for candidate in report["candidates"]:
-        memory, kld = candidate["memory"], candidate["kld"]
-        chosen = candidate["type"] == report["pick"]["type"]
-        predicted = candidate.get("predicted_kld")
-        rows.append(
-            (
-                candidate["type"],
-                size(candidate["file_bytes"]),
-                f"{candidate['bits_per_weight']:.2f}",
-                size(memory["card_bytes"]),
-                f"{candidate['ppl']:.4f}",
-                f"{kld['mean']:.5f} ± {kld['stderr']:.5f}",
-                *["" if predicted is None else f"{predicted:.5f}"] * predicts,
-                f"{kld['p99']:.4f}",
-                f"{100 * candidate['same_top']:.2f} %",
-                "picked" if chosen else "" if memory["fits"] else "does not fit",
-            )
-        )
-    click.echo(table(rows))
-    click.echo(
-        f"{report['windows']} windows of {report['window']} tokens, the second half of each scored; text "
-        f"{', '.join(report['text'])} (sha256 {report['text_sha256'][:16]}); {report['dtype']} on {report['device']}; "
-        "KLD in nats"
-    )
-    click.echo(f"\n{report['pick']['sentence']}")
+def _show(report: Report) -> None:
+    from quantkit.report import measured
+    from quantkit.report import table as rows
+
+    click.echo(table(rows(report)))
+    click.echo(measured(report))
+    click.echo(f"\n{report.pick.sentence}")

@@ -31,6 +31,7 @@ _COLUMNS: Mapping[str, tuple[str, ...]] = {
     "ppl_ratio": ("ppl_ratio",),
     "ppl_ratio_stderr": ("ppl_ratio_stderr",),
 }
+_FORMULA = ("=", "+", "-", "@")  # a spreadsheet would reckon out a name that begins so
 
 
 def write_report(folder: Path, report: Mapping[str, Any]) -> None:
@@ -53,4 +54,6 @@ def _as_csv(report: Mapping[str, Any]) -> str:
 def _at(value: Any, path: tuple[str, ...]) -> Any:
     for name in path:
         value = value[name]
+    if isinstance(value, str) and value.startswith(_FORMULA):
+        return f"'{value}"
     return json.dumps(value) if isinstance(value, bool) else value

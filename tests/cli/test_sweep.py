@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import small
 
+from quantkit import report
 from quantkit.cli import main, plan
 from quantkit.errors import BugError
 from quantkit.gguf_io import read_gguf
@@ -24,6 +25,12 @@ TYPES = ("-t", "Q2_K", "-t", "Q4_K_M", "-t", "Q8_0")
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small.write(tmp_path_factory.mktemp("sweep") / "small", edit_tensors=small.lively)
+
+
+@pytest.fixture
+def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the extra is not installed: drawing takes longer than the sweep of so small a model."""
+    monkeypatch.setattr(report, "find_spec", lambda name: None)
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
@@ -45,23 +52,26 @@ def test_a_table_and_the_file(source: Path, tmp_path: Path, capsys: pytest.Captu
     assert how.startswith("4 windows of 32 tokens") and "eval.txt" in how
     assert sentence.startswith("Q4_K_M is the best that fits: 2.6 MiB of 3.0 MiB") and "Q8_0 would fit" in sentence
     file = out_folder / "small-Q4_K_M.gguf"
-    first, wrote, following = err.splitlines()
+    first, page, wrote, following = err.splitlines()
     assert first.startswith("4 measurements to make, in about ")
+    assert page == f"wrote {out_folder / 'report.html'}"
     assert (wrote, following) == (f"wrote {file}", f"next: llama-server -m {file} -c 1024")
-    assert {path.name for path in out_folder.iterdir()} == {"measurements", "report.json", "report.csv", file.name}
+    reports = {f"report.{kind}" for kind in ("json", "csv", "md", "html")}
+    assert {path.name for path in out_folder.iterdir()} == {"measurements", "plots", file.name} | reports
 
     code, again, err = run(capsys, source, *TYPES, *QUICK, "-o", out_folder)
     assert (code, again) == (0, out)
-    assert err.splitlines()[:2] == ["everything is measured already", f"{file} is there already"]
+    assert err.splitlines()[:3] == ["everything is measured already", page, f"{file} is there already"]
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_json_is_the_only_thing_on_stdout(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run(capsys, source, *TYPES, *QUICK, "-o", tmp_path / "out", "--json", "-q")
     assert (code, err) == (0, "")
-    report = json.loads(out)
-    assert report["schema"] == {"name": "quantkit.sweep", "version": 1}
-    assert report == json.loads((tmp_path / "out" / "report.json").read_text())
-    assert report["run"] == {
+    found = json.loads(out)
+    assert found["schema"] == {"name": "quantkit.sweep", "version": 1}
+    assert found == json.loads((tmp_path / "out" / "report.json").read_text())
+    assert found["run"] == {
         "context": 1024,
         "kv_type": "f16",
         "parallel": 1,
@@ -69,9 +79,10 @@ def test_json_is_the_only_thing_on_stdout(source: Path, tmp_path: Path, capsys: 
         "gpu_layers": None,
         "overhead_bytes": 0,
     }
-    assert report["pick"]["type"] == "Q4_K_M" and report["pick"]["runner_up"] == "Q2_K"
+    assert found["pick"]["type"] == "Q4_K_M" and found["pick"]["runner_up"] == "Q2_K"
 
 
+@pytest.mark.usefixtures("no_plots")
 @pytest.mark.parametrize("family", ["llama.cpp", "classic"])
 def test_without_writing_it_says_the_command_that_does(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], family: str
@@ -90,6 +101,7 @@ def test_without_writing_it_says_the_command_that_does(
     assert (tmp_path / "out" / "small-Q4_K_M.gguf").read_bytes() == written
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_shards_and_merge(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     merged = tmp_path / "merged"
     for shard in ("1/2", "2/2"):
@@ -186,14 +198,34 @@ def test_without_the_extra_it_says_how_to_have_it(source: Path, tmp_path: Path, 
     assert not list(tmp_path.iterdir())
 
 
-def test_the_report_does_not_replace_the_text(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    text = tmp_path / "report.csv"
+@pytest.mark.usefixtures("no_plots")
+def test_without_the_plots_it_says_how_to_have_them(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = run(capsys, source, *TYPES, *QUICK, "-o", tmp_path / "out", "--no-write")
+    assert code == 0
+    page = f"wrote {tmp_path / 'out' / 'report.md'}; a page with plots needs jinja2 and matplotlib: "
+    assert f"{page}pip install 'quantkit[report]'" in err.splitlines()
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "measurements",
+        "report.json",
+        "report.csv",
+        "report.md",
+    }
+
+
+@pytest.mark.parametrize("name", ["report.csv", "report.html"])
+def test_the_report_does_not_replace_the_text(
+    source: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / name
     text.write_text("the hen and the egg. " * 20)
     code, _, err = run(capsys, source, *TYPES, *QUICK, "-o", tmp_path, "--text", text)
     assert code == 2 and "would replace an input" in err
-    assert [path.name for path in tmp_path.iterdir()] == ["report.csv"]
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_a_mix_is_found_and_measured(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out_folder = tmp_path / "out"
     wanted = ("-t", "Q4_K_M", "--optimize", "--keep", "output.weight=q6_k", "--min-type", "Q3_K", "--probes", "10")
@@ -203,7 +235,7 @@ def test_a_mix_is_found_and_measured(source: Path, tmp_path: Path, capsys: pytes
     assert "KLD" in title and "predicted" in title
     assert mix.startswith("OPT-Q4_K_M") and mix.endswith("picked") and preset.startswith("Q4_K_M")
     said = [line for line in err.splitlines() if not line.startswith(("trying matrices", "measuring"))]  # progress
-    tried, found, _, following = said
+    tried, found, _, _, following = said
     recipe = out_folder / "OPT-Q4_K_M.toml"
     assert tried.startswith("10 matrices to try, in about ")
     assert found.startswith(f"{recipe}: ") and found.endswith("optimality gap 0.00 %")

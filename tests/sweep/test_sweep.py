@@ -429,3 +429,11 @@ def test_the_report_has_the_terms_of_memory_and_every_tensors_type(ask: Ask) -> 
         if candidate["type"] == report["pick"]["type"]:
             written = {name: tensor.qtype.name for name, tensor in read_gguf(file).tensors.items()}
             assert candidate["tensor_types"] == written
+
+
+def test_a_name_is_no_formula_to_a_spreadsheet(ask: Ask, tmp_path: Path) -> None:
+    recipe = tmp_path / "=cmd('rm') .toml"
+    recipe.write_text('file_type = 7\n[[rule]]\nmatch = "*"\ntype = "Q5_1"\n')
+    sweep(ask(types=(), recipe=str(recipe)), write=False)
+    _, row = (ask().out / "report.csv").read_text().splitlines()
+    assert row.startswith("'=cmd")
