@@ -75,7 +75,7 @@ def page(out: Path) -> Parsed:
 def test_the_same_report_gives_the_same_bytes(out: Path, tmp_path: Path) -> None:
     """In another process, another hour, another order of sets, and under a matplotlibrc of the user's own."""
     folder = sample_report.write(tmp_path / "out", sample_report.optimized)
-    (tmp_path / "matplotlibrc").write_text("font.size: 30\nlines.linewidth: 9\nsavefig.dpi: 10\n")
+    (tmp_path / "matplotlibrc").write_text("axes.linewidth: 9\nxtick.labelsize: 30\nsavefig.dpi: 10\n")
     code = (
         "import sys; from pathlib import Path; from quantkit.report import *; folder = Path(sys.argv[1])\n"
         "write_pages(read_report(folder), folder)"
