@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from shlex import join
 
 from quantkit.recipe import families
-from quantkit.report.record import Report
+from quantkit.report.record import Optimized, Report
 
 _DTYPES = {"float32": "f32", "bfloat16": "bf16"}  # torch's name: --dtype's
 _UNITS = {"GiB": 2**30, "MiB": 2**20, "GB": 10**9, "MB": 10**6}
@@ -41,9 +41,11 @@ def _is_file(report: Report, name: str) -> bool:
 def _sweep(report: Report) -> Iterator[str]:
     run = report.run
     yield from ("--vram", memory_option(report.vram_bytes), "--ctx", str(run.context))
-    yield from _candidates(report, [one.name for one in report.candidates if one not in report.mixes], report.recipe)
-    if report.mixes:
-        yield "--optimize"
+    presets = [one.name for one in report.candidates if one not in report.mixes]
+    of_the_card = report.mixes and not {f"OPT-{name}" for name in presets} & {mix.name for mix in report.mixes}
+    yield from _candidates(report, [] if of_the_card else presets, report.recipe)
+    if report.optimized:
+        yield from _optimize(report.optimized)
     # option: its value here, and the usual one
     options = {
         "--kv-type": (run.kv_type, "f16"),
@@ -60,6 +62,18 @@ def _sweep(report: Report) -> Iterator[str]:
         if text != "eval.txt":
             yield from ("--text", text)
     yield from ("--windows", str(report.windows), "-o", "out/")
+
+
+def _optimize(optimized: Optimized) -> Iterator[str]:
+    yield "--optimize"
+    for pattern in optimized.keep:
+        yield from ("--keep", pattern)
+    if optimized.min_type:
+        yield from ("--min-type", optimized.min_type)
+    for pattern in optimized.same_type:
+        yield from ("--same-type", pattern)
+    if optimized.n_probed < len(optimized.matrices):
+        yield from ("--probes", str(optimized.n_probed))
 
 
 def _candidates(report: Report, types: Sequence[str], recipe: str) -> Iterator[str]:

@@ -129,6 +129,39 @@ class Pick(_Table):
     sentence: _Text
 
 
+class Matrix(_Table):
+    """What one matrix costs where it alone is quantized; or is reckoned to cost, from those of other layers."""
+
+    kld: _KLD
+    interpolated: bool
+
+
+class Mix(_Table):
+    """What was found for a budget; gap is the optimality gap, 0 to 1."""
+
+    name: _Text = pydantic.Field(alias="type")
+    budget_bytes: _Bytes
+    used_bytes: _Bytes
+    gap: float
+
+
+class Optimized(_Table):
+    """How mixes were found: on what text, within what bounds."""
+
+    text: list[_Text]
+    text_sha256: _Text
+    windows: _Count
+    keep: list[_Text]
+    min_type: _Text | None
+    same_type: list[_Text]
+    matrices: dict[_Text, Matrix] = pydantic.Field(max_length=_MOST_TENSORS)
+    mixes: list[Mix]
+
+    @property
+    def n_probed(self) -> int:
+        return sum(not matrix.interpolated for matrix in self.matrices.values())
+
+
 class Report(_Table):
     """What a sweep found."""
 
@@ -153,6 +186,7 @@ class Report(_Table):
     base: Base
     candidates: list[Candidate] = pydantic.Field(min_length=1, max_length=256)
     pick: Pick
+    optimized: Optimized | None = None
 
     @pydantic.model_validator(mode="after")
     def _of_one_piece(self) -> Self:

@@ -98,12 +98,31 @@ def candidate(name: str, qtype: str, weights: int, kld: float) -> dict[str, Any]
 
 def optimized(content: dict[str, Any]) -> None:
     """Two mixes take part, and one of them is picked."""
-    for name, qtype, weights, kld, predicted in (
-        ("mix-Q4_K_M", "Q5_K", 8 << 30, 0.0875, 0.09),
-        ("mix", "Q8_0", 10 << 30, 0.0125, 0.0115),
-    ):
+    mixes = {
+        "OPT-Q4_K_M": ("Q5_K", 8 << 30, 0.0875, 0.09),
+        "OPT-Q6_K": ("Q8_0", 10 << 30, 0.0125, 0.0115),
+    }
+    for name, (qtype, weights, kld, predicted) in mixes.items():
         content["candidates"].append(candidate(name, qtype, weights, kld) | {"predicted_kld": predicted})
-    content["pick"]["type"] = "mix"
+    content["pick"]["type"] = "OPT-Q6_K"
+    content["optimized"] = {
+        "text": ["calibration.txt"],
+        "text_sha256": "6" * 64,
+        "windows": 5,
+        "keep": ["output.weight=Q6_K"],
+        "min_type": "Q3_K",
+        "same_type": ["blk.*.ffn_up.weight"],
+        "matrices": {
+            f"blk.{i}.{matrix}.weight": {"probe": "Q3_K", "kld": 0.01, "interpolated": i == 1, "errors": {}}
+            for i in range(LAYERS)
+            for matrix in MATRICES
+        },
+        "calibration": [{"cost": 0.1, "kld": 0.1}],
+        "mixes": [
+            {"type": name, "budget_bytes": 1 + weights, "used_bytes": weights, "predicted_kld": predicted, "gap": 0.0}
+            for name, (_, weights, _, predicted) in mixes.items()
+        ],
+    }
 
 
 def write(folder: Path, *edits: Edit) -> Path:

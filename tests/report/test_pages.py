@@ -128,6 +128,9 @@ def test_the_page_says_what_the_report_does(out: Path, page: Parsed) -> None:
         "a x b",
     ):
         assert fact in page.text
+    for fact in ("8 of 12 matrices", "on 5 windows of calibration.txt", "6" * 64, "optimality gap 0.00 %"):
+        assert fact in page.text
+    assert "output.weight=Q6_K, at least Q3_K, blk.*.ffn_up.weight" in page.text
     for command in commands(report).values():
         assert command in page.text
 
@@ -154,8 +157,8 @@ def test_the_markdown_has_table_and_plots(out: Path) -> None:
     assert text.startswith("# my-phi-4 on a card of 12.00 GiB\n\nQ6_K is the best that fits.\n\n![")
     for place in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text):
         assert (out / place).is_file()
-    row = "| mix | 10.29 GiB | 6.14 | 11.75 GiB | 9.6188 | 0.01250 ± 0.00063 | 0.01150 | 0.0500 | 99.38 % | picked |"
-    assert row in text.splitlines()
+    figures = "10.29 GiB | 6.14 | 11.75 GiB | 9.6188 | 0.01250 ± 0.00063 | 0.01150 | 0.0500 | 99.38 %"
+    assert f"| OPT-Q6_K | {figures} | picked |" in text.splitlines()
 
 
 def test_without_the_extra_there_is_the_markdown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,6 +181,14 @@ def of_a_file(content: dict[str, Any]) -> None:
     content["pick"]["type"] = "mine"
 
 
+def for_the_card(content: dict[str, Any]) -> None:
+    del content["candidates"][-2]
+    content["candidates"][-1]["type"] = content["pick"]["type"] = "OPT-12GiB"
+    content["optimized"] |= {"keep": [], "min_type": None, "same_type": [], "mixes": []}
+    for matrix in content["optimized"]["matrices"].values():
+        matrix["interpolated"] = False
+
+
 COMMANDS = {
     "usual": (
         [],
@@ -192,6 +203,19 @@ COMMANDS = {
         "--text b.txt --windows 4 -o out/",
         "convert 'my phi' -t Q6_K --recipe classic --imatrix imatrix.gguf -o 'my phi-Q6_K.gguf'",
         "-m 'my phi-Q6_K.gguf' -c 32768 -np 2 -ub 64 -ngl 30 -ctk q8_0 -ctv q8_0 -fa on",
+    ),
+    "mixes of the presets' sizes": (
+        [sample_report.optimized],
+        "sweep my-phi-4 --vram 12GiB --ctx 16384 -t Q2_K -t Q4_0 -t Q4_K_M -t Q5_0 -t Q6_K -t Q8_0 --optimize "
+        "--keep output.weight=Q6_K --min-type Q3_K --same-type 'blk.*.ffn_up.weight' --probes 8 --windows 4 -o out/",
+        "convert my-phi-4 --recipe OPT-Q6_K.toml -o my-phi-4-OPT-Q6_K.gguf",
+        "-m my-phi-4-OPT-Q6_K.gguf -c 16384",
+    ),
+    "a mix for the card": (
+        [sample_report.optimized, for_the_card],
+        "sweep my-phi-4 --vram 12GiB --ctx 16384 --optimize --windows 4 -o out/",
+        "convert my-phi-4 --recipe OPT-12GiB.toml -o my-phi-4-OPT-12GiB.gguf",
+        "-m my-phi-4-OPT-12GiB.gguf -c 16384",
     ),
     "a recipe of one's own": (
         [of_a_file],
@@ -210,12 +234,6 @@ def test_commands(tmp_path: Path, case: str) -> None:
     for line in (sweep, convert):
         name, *arguments = shlex.split(line)
         import_module(f"quantkit.cli.{name}").command.make_context(name, arguments)  # raises for one that is no option
-
-
-def test_the_mix_is_converted_by_its_recipe(out: Path) -> None:
-    sweep, convert, _ = commands(read_report(out)).values()
-    assert "-t mix" not in sweep and "--optimize" in sweep
-    assert convert == "quantkit convert my-phi-4 --recipe mix.toml -o my-phi-4-mix.gguf"
 
 
 @pytest.mark.parametrize("text", ["12GiB", "12GB", "850MiB", "12.5GiB", "24.75GB", "1MB", "0.0005GiB"])

@@ -84,7 +84,7 @@ def test_plots_of_a_sweep(tmp_path: Path) -> None:
 def test_plots_of_an_optimized_sweep(tmp_path: Path) -> None:
     drawn = by_name(read(tmp_path / "out", sample_report.optimized))
     assert list(drawn) == ["pareto", "memory", "types", "types-1", "windows"]
-    assert drawn["types"].title == "Types of mix" and drawn["types-1"].title == "Types of mix-Q4_K_M"
+    assert drawn["types"].title == "Types of OPT-Q6_K" and drawn["types-1"].title == "Types of OPT-Q4_K_M"
     assert "Diamonds are mixes" in drawn["pareto"].note
 
 

@@ -18,9 +18,9 @@ def test_what_is_sound_is_read(tmp_path: Path) -> None:
     folder = sample_report.write(tmp_path / "out", sample_report.optimized)
     report = read_report(folder)
     assert report == read_report(folder / "report.json")
-    assert report.picked.name == "mix" and report.picked.predicted_kld == 0.0115
-    assert [mix.name for mix in report.mixes] == ["mix-Q4_K_M", "mix"]
-    assert [one.name for one in report.frontier] == ["Q2_K", "mix-Q4_K_M", "mix", "Q8_0"]
+    assert report.picked.name == "OPT-Q6_K" and report.picked.predicted_kld == 0.0115
+    assert [mix.name for mix in report.mixes] == ["OPT-Q4_K_M", "OPT-Q6_K"]
+    assert [one.name for one in report.frontier] == ["Q2_K", "OPT-Q4_K_M", "OPT-Q6_K", "Q8_0"]
     assert report.picked.memory.card[0].nbytes == 10 << 30
 
 
