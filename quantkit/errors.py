@@ -115,6 +115,12 @@ class HubError(QuantkitError):
     exit_code = 69
 
 
+class ClusterError(QuantkitError):
+    """A cluster cannot be reached, or its nodes cannot do their part."""
+
+    exit_code = 69
+
+
 class OutputError(QuantkitError):
     """The output cannot be created: permission, a folder in its place, no space, in use."""
 

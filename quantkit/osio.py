@@ -475,8 +475,16 @@ def available_memory() -> int | None:
         return None
 
 
+_cpu_limit: int | None = None
+
+
 def cpu_count() -> int:
-    """Processors this process may run on, at least 1."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Processors this process may run on, at least 1; no more than limit_cpus() has left it."""
+    n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(n, _cpu_limit or n)
+
+
+def limit_cpus(n: int) -> None:
+    """Let this process take n processors at most, of those it may run on."""
+    global _cpu_limit
+    _cpu_limit = n

@@ -520,12 +520,18 @@ def test_free_space(tmp_path: Path) -> None:
 def test_cpu_count() -> None:
     code = """
 import os
+from quantkit import osio
 from quantkit.osio import cpu_count
 print(cpu_count() == len(os.sched_getaffinity(0)))
+osio.limit_cpus(1 << 20)
+print(cpu_count() == len(os.sched_getaffinity(0)))
+osio.limit_cpus(1)
+print(cpu_count())
+osio.limit_cpus(1 << 20)
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 print(cpu_count())
 """
-    assert run(code).stdout == "True\n1\n"
+    assert run(code).stdout == "True\nTrue\n1\n1\n"
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ ERRORS = {
     "NotFiniteError": ("InputError", 65),
     "MagnitudeError": ("InputError", 65),
     "HubError": ("QuantkitError", 69),
+    "ClusterError": ("QuantkitError", 69),
     "OutputError": ("QuantkitError", 73),
     "BusyError": ("OutputError", 73),
     "DiskError": ("QuantkitError", 74),

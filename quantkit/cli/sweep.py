@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 @optimizing_options
 @click.option("--shard", "shard_text", metavar="I/N", help="Measure every N-th candidate, from the I-th on, and stop.")
 @click.option("--merge", is_flag=True, help="Measure nothing: report what the shards have left in the folder.")
+@click.option("--ray", metavar="ADDRESS", help="Measure on a Ray cluster: HOST:PORT, auto, or local for this machine.")
 @click.option("--no-write", is_flag=True, help="Do not write the file that is picked.")
 @click.option("--json", "as_json", is_flag=True, help="The report as JSON on stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress, no table.")
@@ -80,6 +82,7 @@ def command(
     probes: int | None,
     shard_text: str | None,
     merge: bool,
+    ray: str | None,
     no_write: bool,
     as_json: bool,
     quiet: bool,
@@ -95,6 +98,7 @@ def command(
     quantkit sweep my-phi-4 --vram 12GiB --ctx 16384 -o out/ --optimize      and a mix for that very card
     quantkit sweep my-phi-4 --vram 12GiB --ctx 16384 -o out/ --shard 1/4     one of four machines
     quantkit sweep my-phi-4 --vram 12GiB --ctx 16384 -o out/ --merge         their folders copied together
+    quantkit sweep my-phi-4 --vram 12GiB --ctx 16384 -o out/ --ray head:6379 on the nodes of a Ray cluster
     """
     if gpu_layers == 0:
         raise UsageError("--vram with --gpu-layers 0", hint="a run without a card has no use for one")
@@ -104,6 +108,8 @@ def command(
         hint = "let the shards run without it; then run it alone, on a folder with the measurements of all"
         raise UsageError("--optimize is for one machine", hint=hint)
     refuse_idle(optimize, {"keep": keep, "min_type": min_type, "same_type": same_type, "probes": probes})
+    if ray is not None and merge:
+        raise UsageError("--ray measures and --merge does not: take one of them")
     from quantkit.evaluate import arithmetic, read_text
     from quantkit.report import outputs
     from quantkit.sweep import Request, Sweep
@@ -137,7 +143,7 @@ def command(
         request = with_mixes(request, bounds(keep, min_type, same_type), probes, talk)
     with Sweep.open(request, talk.warn) as sweep:
         if not merge:
-            _measure(sweep, shard, talk)
+            _measure(sweep, shard, ray, talk)
         if shard:
             names = ", ".join(candidate.output.name for candidate in sweep.share(shard)) or "nothing"
             talk.say(f"shard {shard.number} of {shard.count} has measured {names}")
@@ -146,14 +152,19 @@ def command(
         _finish(sweep, request, not no_write, talk, as_json)
 
 
-def _measure(sweep: Sweep, shard: Shard | None, talk: Talk) -> None:
+def _measure(sweep: Sweep, shard: Shard | None, ray: str | None, talk: Talk) -> None:
+    from quantkit.sweep import connect
+
     n_missing = sweep.n_missing(shard)
     if not n_missing:
         talk.say("everything is measured already")
         return
-    talk.say(f"{n_missing} measurements to make, in about {size(sweep.memory_bytes(shard))} of memory")
-    with talk.progress("measuring", sweep.n_steps(shard), of_bytes=False) as progress:
-        sweep.measure(shard, lambda: progress(1))
+    with connect(ray) if ray is not None else nullcontext() as cluster:
+        where = f" on {cluster.n_nodes} nodes, {cluster.n_slots} tasks at once, each" if cluster else ","
+        memory = size(sweep.memory_bytes(shard, cluster))
+        talk.say(f"{n_missing} measurements to make{where} in about {memory} of memory")
+        with talk.progress("measuring", sweep.n_steps(shard, cluster), of_bytes=False) as progress:
+            sweep.measure(shard, lambda: progress(1), cluster)
 
 
 def _finish(sweep: Sweep, request: Request, write: bool, talk: Talk, as_json: bool) -> None:

@@ -18,7 +18,7 @@ from quantkit.evaluate.collect import collect, moment_columns, n_collect_steps
 from quantkit.evaluate.evaluation import Sample, conditions, evaluate, sample
 from quantkit.evaluate.measure import groups, measure_group, n_group_steps, n_scored, n_steps
 from quantkit.evaluate.model import Model, open_model
-from quantkit.evaluate.network import Arithmetic, arithmetic
+from quantkit.evaluate.network import Arithmetic, arithmetic, use_cpus
 from quantkit.evaluate.probes import measure_probes, n_probe_steps, output_errors
 from quantkit.evaluate.score import Scores
 from quantkit.evaluate.statistics import summary
@@ -53,5 +53,6 @@ __all__ = [
     "sample",
     "shipped",
     "summary",
+    "use_cpus",
     "write_baseline",
 ]

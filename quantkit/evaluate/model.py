@@ -119,6 +119,15 @@ class Model:
         """Its files with weights."""
         return tuple(self._weights.shards)
 
+    @property
+    def stats(self) -> tuple[tuple[str, int, int], ...]:
+        """Of each of its files: path, bytes and nanosecond of the last change."""
+        return tuple(
+            (str(shard.resolve()), status.st_size, status.st_mtime_ns)
+            for shard in self.shards
+            for status in [shard.stat()]
+        )
+
     @cached_property
     def network_sha256(self) -> str:
         """Of all that decides what is computed with the weights: the network's keys, and its rotation."""

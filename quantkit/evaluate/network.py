@@ -24,6 +24,7 @@ from quantkit.arch import EMBEDDING, LAST_NORM, Network
 from quantkit.errors import NotFiniteError, UsageError
 from quantkit.evaluate.activations import Activations, rounding
 from quantkit.evaluate.model import F32Array, Rotation
+from quantkit.osio import limit_cpus
 from quantkit.qtypes import QType
 
 BATCH_BYTES = 256 << 20  # the widest of what a layer computes at once
@@ -73,6 +74,12 @@ def arithmetic(activations: Activations, dtype: str, device: str) -> Arithmetic:
     except (AssertionError, RuntimeError, TypeError) as error:
         raise UsageError(f"torch cannot use the device {device!r}", found=str(error).partition("\n")[0]) from None
     return Arithmetic(activations, DTYPES[dtype], device)
+
+
+def use_cpus(n: int) -> None:
+    """Compute on n processors in this process."""
+    limit_cpus(n)
+    torch.set_num_threads(n)
 
 
 def run(

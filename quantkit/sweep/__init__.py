@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from quantkit.sweep.bounds import Bounds
+from quantkit.sweep.cluster import Cluster, connect
 from quantkit.sweep.cost import memory_bytes
 from quantkit.sweep.mix import Budget, Mix, Optimized
 from quantkit.sweep.optimizer import Optimizer, optimize
@@ -13,6 +14,7 @@ from quantkit.sweep.sweep import Sweep, sweep
 __all__ = [
     "Bounds",
     "Budget",
+    "Cluster",
     "Mix",
     "Optimized",
     "Optimizer",
@@ -21,6 +23,7 @@ __all__ = [
     "Request",
     "Shard",
     "Sweep",
+    "connect",
     "memory_bytes",
     "optimize",
     "pick",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from quantkit import __version__
 from quantkit.errors import Paused
@@ -25,7 +27,26 @@ from quantkit.sweep.candidates import Base, Candidate, Importance
 from quantkit.sweep.cost import memory_bytes
 from quantkit.sweep.store import Store, key
 
+GOES_ON = "the same command goes on from what is measured"
 Types = Mapping[str, QType]  # of every tensor of a file, by GGUF name; None in place of it stands for the base
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Measurements that are made side by side, in one group of windows.  The base runs along in any case.
+
+    number      of the group
+    wants_base  whether the base is one of them
+    types       the others
+    """
+
+    number: int
+    wants_base: bool
+    types: Sequence[Types]
+
+    @property
+    def n_measurements(self) -> int:
+        return self.wants_base + len(self.types)
 
 
 class Measurements:
@@ -70,20 +91,38 @@ class Measurements:
             store=self._store,
         )
 
+    def units(self, wanted: Sequence[Types], parts: int = 1) -> list[Unit]:
+        """What is not measured yet, of these types and the base; the same types twice are one.
+
+        parts  into which each group of windows is divided, at most
+        """
+        units = []
+        for number in range(len(self._groups)):
+            distinct = {key(self._facts(types, number)): types for types in wanted}
+            types = [one for one in distinct.values() if self._known(one, number) is None]
+            wants_base = self._known(None, number) is None
+            size = max(1, -(-len(types) // parts))
+            for start in range(0, max(len(types), int(wants_base)), size):
+                units.append(Unit(number, wants_base and start == 0, types[start : start + size]))
+        return units
+
     def n_missing(self, wanted: Sequence[Types]) -> int:
         """How many measurements are to be made for these types, and the base."""
-        return sum(map(len, self._missing(wanted)))
+        return sum(unit.n_measurements for unit in self.units(wanted))
 
-    def n_steps(self, wanted: Sequence[Types]) -> int:
+    def n_steps(self, wanted: Sequence[Types], parts: int = 1) -> int:
         """How often measure() will call progress."""
-        every = (len(missing) + (None not in missing.values()) for missing in self._missing(wanted) if missing)
-        return sum(n_group_steps([self.model.network] * n_models) for n_models in every)
+        return sum(map(self.n_unit_steps, self.units(wanted, parts)))
 
-    def memory_bytes(self, wanted: Sequence[Types]) -> int:
-        """About how much memory measure() takes at most."""
-        side_by_side = [[types for types in missing.values() if types is not None] for missing in self._missing(wanted)]
+    def n_unit_steps(self, unit: Unit) -> int:
+        """How often it is called for a unit."""
+        return n_group_steps([self.model.network] * (1 + len(unit.types)))
+
+    def memory_bytes(self, wanted: Sequence[Types], parts: int = 1) -> int:
+        """About how much memory a unit takes at most."""
+        side_by_side = [unit.types for unit in self.units(wanted, parts)]
         n_windows, n_positions = self._groups[0].shape
-        return memory_bytes(self.model, max(side_by_side, key=len), (n_windows, n_positions))
+        return memory_bytes(self.model, max(side_by_side, key=len, default=()), (n_windows, n_positions))
 
     def measure(self, wanted: Sequence[Types], progress: Callable[[], None] = lambda: None) -> None:
         """Make the measurements that are missing, all types side by side, and keep each as it is made.
@@ -94,11 +133,26 @@ class Measurements:
         """
         base = Base(self.model, self.importance)
         try:
-            for number, missing in enumerate(self._missing(wanted)):
-                if missing:
-                    self._measure(base, number, missing, progress)
+            for unit in self.units(wanted):
+                models: list[Base | Candidate] = [base, *(Candidate(base, self.model, types) for types in unit.types)]
+                windows = self.windows(unit)
+                self.keep(
+                    unit, measure_group(models, windows, self.how, has_base=True, together=True, progress=progress)
+                )
         except KeyboardInterrupt:
-            raise Paused("stopped", hint="the same command goes on from what is measured") from None
+            raise Paused("stopped", hint=GOES_ON) from None
+
+    def windows(self, unit: Unit) -> npt.NDArray[np.int64]:
+        """That a unit is measured in: int64 (n, positions)."""
+        return self._groups[unit.number]
+
+    def keep(self, unit: Unit, found: Sequence[Scores]) -> None:
+        """Keep what was measured, of the base and of each of the unit's types; raises OutputError, DiskError."""
+        for types, scores in zip([None, *unit.types], found, strict=True):
+            if types is not None or unit.wants_base:
+                facts = self._facts(types, unit.number)
+                self._store.put(facts, scores)
+                self._found[key(facts)] = scores
 
     def is_complete(self, types: Types | None) -> bool:
         """Whether all groups of windows are measured."""
@@ -142,22 +196,3 @@ class Measurements:
     @property
     def _n_scored(self) -> int:
         return n_scored(self.sample.windows.shape[1])
-
-    def _missing(self, wanted: Sequence[Types]) -> list[dict[str, Types | None]]:
-        """What is not measured yet, of each group of windows by key: the same types twice are one."""
-        return [
-            {key(self._facts(types, number)): types for types in (None, *wanted) if self._known(types, number) is None}
-            for number in range(len(self._groups))
-        ]
-
-    def _measure(
-        self, base: Base, number: int, missing: Mapping[str, Types | None], progress: Callable[[], None]
-    ) -> None:
-        """Measure one group of windows; the base runs along in any case."""
-        names = {key(self._facts(None, number)): None} | dict(missing)
-        models = [base if types is None else Candidate(base, self.model, types) for types in names.values()]
-        found = measure_group(models, self._groups[number], self.how, has_base=True, together=True, progress=progress)
-        for (name, types), scores in zip(names.items(), found, strict=True):
-            if name in missing:
-                self._store.put(self._facts(types, number), scores)
-                self._found[name] = scores

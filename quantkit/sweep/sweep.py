@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -16,6 +16,7 @@ from quantkit.osio import make_folder
 from quantkit.plan import make_plan
 from quantkit.source import GGUFWeights, open_source, read_source
 from quantkit.sweep.chosen import Chosen
+from quantkit.sweep.cluster import Cluster, connect
 from quantkit.sweep.findings import Findings
 from quantkit.sweep.measurements import Measurements, Types
 from quantkit.sweep.pick import Pick
@@ -88,15 +89,11 @@ class Sweep:
     @cached_property
     def source_sha256(self) -> str:
         """Of the source's files, read for it only if the store does not know them."""
-        stats = [
-            (str(shard.resolve()), status.st_size, status.st_mtime_ns)
-            for shard in self._model.shards
-            for status in [shard.stat()]
-        ]
-        known = self.store.recall({"sha256_of": stats})
+        question = {"sha256_of": self._model.stats}
+        known = self.store.recall(question)
         if known is None:
             known = self._model.sha256
-            self.store.remember({"sha256_of": stats}, known)
+            self.store.remember(question, known)
         return known
 
     @property
@@ -112,17 +109,25 @@ class Sweep:
         """How many measurements are to be made."""
         return self.measurements.n_missing(self._wanted(shard))
 
-    def n_steps(self, shard: Shard | None = None) -> int:
+    def n_steps(self, shard: Shard | None = None, cluster: Cluster | None = None) -> int:
         """How often measure() will call progress."""
-        return self.measurements.n_steps(self._wanted(shard))
+        return self.measurements.n_steps(self._wanted(shard), self._parts(shard, cluster))
 
-    def memory_bytes(self, shard: Shard | None = None) -> int:
-        """About how much memory measure() takes at most."""
-        return self.measurements.memory_bytes(self._wanted(shard))
+    def memory_bytes(self, shard: Shard | None = None, cluster: Cluster | None = None) -> int:
+        """About how much memory measure() takes at most, here or for a task of the cluster."""
+        return self.measurements.memory_bytes(self._wanted(shard), self._parts(shard, cluster))
 
-    def measure(self, shard: Shard | None = None, progress: Callable[[], None] = lambda: None) -> None:
-        """Make the measurements that are missing; raises what Measurements.measure() does."""
-        self.measurements.measure(self._wanted(shard), progress)
+    def measure(
+        self,
+        shard: Shard | None = None,
+        progress: Callable[[], None] = lambda: None,
+        cluster: Cluster | None = None,
+    ) -> None:
+        """Make the measurements that are missing, here or on a cluster; raises what its measure() does."""
+        if cluster is None:
+            self.measurements.measure(self._wanted(shard), progress)
+        else:
+            cluster.measure(self.measurements, self._wanted(shard), progress)
 
     def report(self) -> dict[str, Any]:
         """The result: see README.md.  Raises InputError where measurements are missing."""
@@ -160,6 +165,9 @@ class Sweep:
     def _wanted(self, shard: Shard | None) -> list[Types]:
         return [candidate.types for candidate in self.share(shard)]
 
+    def _parts(self, shard: Shard | None, cluster: Cluster | None) -> int:
+        return cluster.parts(self.measurements, self._wanted(shard)) if cluster else 1
+
     def _lacking(self) -> list[str]:
         """Names of what is not all measured."""
         every: list[tuple[str, Types | None]] = [("the base", None)]
@@ -172,6 +180,7 @@ def sweep(
     *,
     shard: Shard | None = None,
     merge: bool = False,
+    ray: str | None = None,
     write: bool = True,
     warn: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any] | None:
@@ -180,16 +189,18 @@ def sweep(
     request  what is asked
     shard    measure only the shard's part; no report
     merge    measure nothing: everything is there, in the folder
+    ray      measure on the Ray cluster at this address, as cluster.connect() has it
     write    write the chosen file
     warn     called with each warning
     returns  the report; None for a shard
     raises   GateError   no candidate fits the card
              InputError  in its kinds: the source, or measurements that are missing for merge
-             UsageError, Paused, OutputError, DiskError
+             UsageError, ClusterError, UnsafeError, Paused, OutputError, DiskError
     """
     with Sweep.open(request, warn) as opened:
-        if not merge:
-            opened.measure(shard)
+        if not merge and opened.n_missing(shard):
+            with connect(ray) if ray else nullcontext() as cluster:
+                opened.measure(shard, cluster=cluster)
         if shard:
             return None
         report = opened.report()

@@ -133,6 +133,12 @@ CODES: dict[str, tuple[tuple[str, ...], int, str]] = {
     "no source": (("TMP/none", *CARD, "-o", "TMP/out"), 65, "none"),
     "no imatrix": (("SOURCE", *CARD, "-o", "TMP/out", "--imatrix", "TMP/none"), 65, "no such file"),
     "no text": (("SOURCE", *CARD, "-o", "TMP/out", "--text", "TMP/none"), 65, "no such file"),
+    "a cluster to merge": (("SOURCE", *QUICK, "-o", "TMP/out", "--ray", "local", "--merge"), 2, "take one of them"),
+    "no such cluster": (
+        ("SOURCE", *QUICK, "-o", "TMP/out", "-t", "Q4_0", "--ray", "127.0.0.1:1"),
+        69,
+        "nothing answers",
+    ),
     "nothing to merge": (("SOURCE", *QUICK, "-o", "TMP/out", "-t", "Q4_0", "--merge"), 65, "of the base, Q4_0"),
     "no place for the folder": (("SOURCE", *QUICK, "-o", "TMP/none/out"), 73, "cannot be made"),
 }
