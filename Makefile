@@ -4,6 +4,8 @@
 #   make test      set up, run the tests
 #   make test-isa  compare the kernels of every compiler and instruction set within reach, NEON under emulation
 #   make test-san  the kernels under the address and undefined-behaviour sanitizers
+#   make release   a folder to publish, in OUT: make release SOURCE=my-phi-4 TYPES='Q4_K_M Q8_0' OUT=out
+#   make verify    whether the files in OUT are what SOURCE gives
 #   make ppl       the perplexity regression test on all of its text; PPL=--update records it anew
 #   make bench     the speed of the kernels: in C alone, beside ggml's, and beside our floors
 #   make check     ruff, mypy --strict, clang-format
@@ -17,6 +19,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := pyproject.toml CMakeLists.txt $(shell find csrc recipes -type f) $(shell find quantkit -type d -not -name __pycache__)
 NPM := $(shell command -v npm)
 BROWSER := $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
+GO := $(shell command -v go)
 ENGINE := $(if $(NPM),tests/engine/node_modules/.stamp,)
 
 .DELETE_ON_ERROR:
@@ -31,7 +34,8 @@ demo: $(VENV)/.built
 test: $(VENV)/.built $(VENV)/.complete $(ENGINE)
 	@$(if $(NPM),true,echo "npm is not here: the tests that ask a real llama.cpp engine will be skipped")
 	@$(if $(BROWSER),true,echo "no Chromium is here: the tests that look at the report's page will be skipped")
-	$(if $(NPM),QUANTKIT_REQUIRE_ENGINE=1) $(if $(BROWSER),QUANTKIT_REQUIRE_BROWSER=1) $(BIN)/python -m pytest $(PYTEST)
+	@$(if $(GO),true,echo "Go is not here: the tests that render Ollama's templates as it does will be skipped")
+	$(if $(NPM),QUANTKIT_REQUIRE_ENGINE=1) $(if $(BROWSER),QUANTKIT_REQUIRE_BROWSER=1) $(if $(GO),QUANTKIT_REQUIRE_GO=1) $(BIN)/python -m pytest $(PYTEST)
 
 check: $(VENV)/.built $(VENV)/.complete
 	$(BIN)/ruff check .
@@ -87,3 +91,13 @@ ppl: $(VENV)/.built $(VENV)/.complete
 	$(BIN)/quantkit convert build/ppl/real_small $(PPL_TYPES:%=-t %) -o build/ppl/gguf/
 	$(BIN)/quantkit eval $(PPL_TYPES:%=build/ppl/gguf/real_small-%.gguf) --base build/ppl/real_small \
 		--check tests/baselines/real_small.json $(PPL)
+
+# Thin, to be copied: other projects need no more than quantkit in BIN. RELEASE and VERIFY are for further options.
+TYPES ?= Q4_K_M Q6_K Q8_0
+OUT ?= out
+.PHONY: release verify
+release: $(VENV)/.built $(VENV)/.complete
+	$(BIN)/quantkit release $(SOURCE) $(TYPES:%=-t %) -o $(OUT) $(RELEASE)
+
+verify: $(VENV)/.built
+	for type in $(TYPES); do $(BIN)/quantkit verify $(OUT)/*-$$type.gguf --source $(SOURCE) $(VERIFY) || exit; done

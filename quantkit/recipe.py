@@ -19,7 +19,7 @@ import operator
 import re
 import tomllib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -182,6 +182,7 @@ class Recipe:
     rules          in order
     sha256         of the TOML's bytes
     needs_imatrix  whether it is refused without an importance matrix
+    toml           those bytes
     """
 
     name: str
@@ -189,6 +190,7 @@ class Recipe:
     rules: tuple[Rule, ...]
     sha256: str
     needs_imatrix: bool = False
+    toml: bytes = field(default=b"", repr=False, compare=False)
 
     def check(self, facts: Facts) -> None:
         """Raises UsageError where facts rule this recipe out."""
@@ -295,4 +297,4 @@ def load(path: Path) -> Recipe:
         key = ".".join(str(part + 1) if isinstance(part, int) else part for part in first["loc"])
         raise RecipeError(first["msg"], file=path, key=key, found=first["input"]) from None
     sha256 = hashlib.sha256(data).hexdigest()
-    return Recipe(path.stem, content.file_type, tuple(content.rule), sha256, content.needs_imatrix)
+    return Recipe(path.stem, content.file_type, tuple(content.rule), sha256, content.needs_imatrix, data)

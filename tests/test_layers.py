@@ -24,7 +24,7 @@ LAYERS = (
     ("plan", "memory"),
     ("slabs",),
     ("convert", "check", "outline", "bench", "verify", "doctor", "sweep", "evaluate"),
-    ("cli", "report"),
+    ("cli", "report", "release"),
 )
 DEPTH = {name: depth for depth, row in enumerate(LAYERS) for name in row}
 # Within a row nothing imports its neighbour, but for these.
@@ -35,6 +35,8 @@ SIDEWAYS = {
     ("sweep", "evaluate"),
     ("cli", "report"),
     ("sweep", "convert"),
+    ("release", "report"),
+    ("cli", "release"),
 }
 FRONT = {"__init__", "__main__"}  # stand on everything, and nothing on them
 # Who may import what is not ours.
@@ -43,7 +45,7 @@ LIBRARIES = {
     "gguf": {"arch", "gguf_io", "kernels"},
     "highspy": {"sweep"},
     "httpx2": {"checkpoint"},  # what huggingface_hub speaks through
-    "huggingface_hub": {"checkpoint"},
+    "huggingface_hub": {"checkpoint", "release"},
     "jinja2": {"doctor", "report"},
     "matplotlib": {"report"},
     "numpy": {
@@ -59,7 +61,7 @@ LIBRARIES = {
         "sweep",
         "evaluate",
     },
-    "pydantic": {"recipe", "verify", "evaluate", "report"},
+    "pydantic": {"recipe", "verify", "evaluate", "report", "release"},
     "ray": {"sweep"},
     "rich": {"cli"},
     "safetensors": {"checkpoint", "moments"},

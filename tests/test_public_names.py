@@ -14,6 +14,8 @@ from quantkit import errors, qtypes
 
 PUBLIC = {
     "quantkit.kernels": {"backend", "backends", "decode", "encode", "using"},
+    "quantkit.release": {"Upload", "push", "read_settings", "upload"},
+    "quantkit.release.release": {"Order", "Release"},
     "quantkit.report": {"Report", "read_report", "write_pages"},
     "quantkit.sweep": {"Bounds", "Optimizer", "Request", "Shard", "Sweep", "optimize", "sweep"},
     "quantkit.qtypes": {"ALL", "DECODED_ONLY", "QType", "by_id", "by_name"},  # and the types below

@@ -29,6 +29,9 @@ PICKLE_HINT = (
 
 # What is read beside the weights; of folders and patterns only those that follow.
 _DESCRIPTION = (
+    "LICENSE",
+    "LICENSE.md",
+    "LICENSE.txt",
     "README.md",
     "adapter_config.json",
     "added_tokens.json",

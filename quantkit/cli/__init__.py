@@ -25,6 +25,8 @@ COMMANDS = {
     "sweep": ("quantkit.cli.sweep", "Measure every type and pick the best that fits."),
     "report": ("quantkit.cli.report", "Draw the pages and plots of a sweep again."),
     "imatrix": ("quantkit.cli.imatrix", "Collect how much each column of a matrix counts."),
+    "release": ("quantkit.cli.release", "Make a folder to publish."),
+    "push": ("quantkit.cli.push", "Upload a release to the hub."),
     "bench": ("quantkit.cli.bench", "Measure the kernels on this machine."),
     "doctor": ("quantkit.cli.doctor", "Look for what is wrong, with this machine or a file."),
     "completion": ("quantkit.cli.completion", "Print a shell's completion script."),

@@ -26,6 +26,10 @@ ANSWERS = {
     "sweep folder --sh": ["--shard"],
     "sweep folder --kv-type q": ["q8_0", "q4_0"],
     "sweep folder --recipe classic -t Q2": ["Q2_K", "Q2_K_S"],
+    "rel": ["release"],
+    "release folder --quan": ["--quantized-by"],
+    "release folder -t Q8": ["Q8_0"],
+    "pu": ["push"],
     "bench -t q4": ["Q4_0", "Q4_1", "Q4_K"],
     "convert --spl": ["--split-max-size"],
     "convert -t Q4": ["Q4_0", "Q4_1", "Q4_K_M", "Q4_K_S"],
@@ -53,6 +57,9 @@ FILES = (
     "sweep f",
     "sweep folder -o o",
     "sweep folder --imatrix i",
+    "release f",
+    "release --config r",
+    "push f",
 )
 
 

@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import threading
+from base64 import b64decode
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -53,6 +54,8 @@ class Hub:
     asked: list[str] = field(default_factory=list)
     breaks_off: set[str] = field(default_factory=set)  # files whose first download ends in the middle
     blobs: dict[str, bytes] = field(default_factory=dict)
+    cards: list[str] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
 
     def environment(self, home: Path, **more: str) -> dict[str, str]:
         """For a process that is to take this for the hub, with its cache in home."""
@@ -107,6 +110,12 @@ class _Handler(BaseHTTPRequestHandler):
         ("GET", r"/api/models/(?P<repo>[^/]+/[^/]+)/tree/(?P<revision>[^/]+)", "tree"),
         ("HEAD|GET", r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "file"),
         ("HEAD|GET", r"/content/(?P<digest>[0-9a-f]{64})", "content"),
+        ("POST", r"/api/repos/create", "create"),
+        ("POST", r"/api/validate-yaml", "validate"),
+        ("POST", r"/api/models/(?P<repo>[^/]+/[^/]+)/preupload/main", "preupload"),
+        ("POST", r"/(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects/batch", "batch"),
+        ("PUT", r"/upload/(?P<digest>[0-9a-f]{64})", "upload"),
+        ("POST", r"/api/models/(?P<repo>[^/]+/[^/]+)/commit/main", "commit"),
     )
 
     def __init__(self, hub: Hub, *arguments: Any) -> None:
@@ -204,6 +213,58 @@ class _Handler(BaseHTTPRequestHandler):
         given = body[: len(body) // 2] if cut else body
         place = f"bytes {first}-{len(data) - 1}/{len(data)}"
         self.send(206 if first else 200, given, len(body), ETag=f'"{digest}"', Content_Range=place)
+
+    # ---- uploads: which way each file goes; the large ones; then one commit
+
+    def body(self) -> bytes:
+        return self.rfile.read(int(self.headers["Content-Length"]))
+
+    def create(self) -> None:
+        asked = json.loads(self.body())
+        name = f"{asked['organization']}/{asked['name']}"
+        if name in self.hub.repositories:
+            self.send(409, json.dumps({"url": f"{self.hub.endpoint}/{name}"}).encode())
+        elif self.headers.get("Authorization") != "Bearer hf_secret":
+            self.send(401)
+        else:
+            self.hub.repositories[name] = Repository(private=asked.get("visibility") == "private")
+            self.send_json({"url": f"{self.hub.endpoint}/{name}"})
+
+    def validate(self) -> None:
+        self.hub.cards.append(json.loads(self.body())["content"])
+        self.send_json({"errors": [], "warnings": []})
+
+    def preupload(self, repo: str) -> None:
+        files = json.loads(self.body())["files"]
+        modes = {file["path"]: "lfs" if file["path"].endswith(LARGE) else "regular" for file in files}
+        answer = [{"path": path, "uploadMode": mode, "shouldIgnore": False} for path, mode in modes.items()]
+        self.send_json({"files": answer})
+
+    def batch(self, repo: str) -> None:
+        objects = [
+            {**one, "actions": {"upload": {"href": f"{self.hub.endpoint}/upload/{one['oid']}", "header": {}}}}
+            for one in json.loads(self.body())["objects"]
+        ]
+        self.send_json({"transfer": "basic", "objects": objects})
+
+    def upload(self, digest: str) -> None:
+        data = self.body()
+        assert sha256(data) == digest
+        self.hub.blobs[digest] = data
+        self.send(200)
+
+    def commit(self, repo: str) -> None:
+        files = self.hub.repositories[repo].files
+        for line in self.body().splitlines():
+            entry = json.loads(line)
+            value = entry["value"]
+            if entry["key"] == "file":
+                files[value["path"]] = b64decode(value["content"])
+            elif entry["key"] == "lfsFile":
+                files[value["path"]] = self.hub.blobs[value["oid"]]
+            else:
+                self.hub.messages.append(value["summary"])
+        self.send_json({"commitUrl": f"{self.hub.endpoint}/{repo}/commit/1", "commitOid": "1" * 40})
 
     def log_message(self, *arguments: Any) -> None:
         """Nothing on stderr."""
