@@ -7,6 +7,7 @@
 #   make release   a folder to publish, in OUT: make release SOURCE=my-phi-4 TYPES='Q4_K_M Q8_0' OUT=out
 #   make verify    whether the files in OUT are what SOURCE gives
 #   make ppl       the perplexity regression test on all of its text; PPL=--update records it anew
+#   make optimum   the mixes of `sweep --optimize` beside the presets, predicted and measured: most of an hour
 #   make bench     the speed of the kernels: in C alone, beside ggml's, and beside our floors
 #   make check     ruff, mypy --strict, clang-format
 #   make build     install this checkout, its C kernels built, into .venv
@@ -101,3 +102,9 @@ release: $(VENV)/.built $(VENV)/.complete
 
 verify: $(VENV)/.built
 	for type in $(TYPES); do $(BIN)/quantkit verify $(OUT)/*-$$type.gguf --source $(SOURCE) $(VERIFY) || exit; done
+
+.PHONY: optimum
+optimum: $(VENV)/.built $(VENV)/.complete
+	$(BIN)/python tests/checkpoints/real_small.py build/optimum/real_small
+	test -f build/optimum/imatrix.gguf || $(BIN)/quantkit imatrix build/optimum/real_small -o build/optimum/imatrix.gguf
+	$(BIN)/python tests/sweep/optimum.py build/optimum/real_small build/optimum/imatrix.gguf build/optimum/mixes $(OPTIMUM)
