@@ -70,7 +70,7 @@ def with_mixes(request: Request, wanted: Bounds, n_probes: int | None, talk: Tal
     """The request with the mixes that were found for it, measured as far as that takes; raises what Optimizer does."""
     from quantkit.sweep import Optimizer, Sweep
 
-    with Sweep.open(request, talk.warn) as sweep:
+    with Sweep.open(replace(request, any_size=True), talk.warn) as sweep:
         optimizer = Optimizer(sweep, wanted, n_probes)
         if optimizer.n_missing:
             talk.say(f"{optimizer.n_missing} matrices to try, in about {size(optimizer.memory_bytes())} of memory")

@@ -252,7 +252,7 @@ def optimize(
     warn      called with each warning
     raises    as Sweep.open, Optimizer, and Optimizer.measure do
     """
-    with Sweep.open(request, warn) as sweep:
+    with Sweep.open(replace(request, any_size=True), warn) as sweep:
         optimizer = Optimizer(sweep, bounds or Bounds(), n_probes)
         optimizer.measure()
         return replace(request, optimized=optimizer.optimized())

@@ -44,7 +44,7 @@ def candidates(
     """What is to be measured, smallest first: all that is asked for, or all that fit and the next larger.
 
     outputs  that each of the recipes plans
-    raises   GateError  none fits
+    raises   GateError  none fits, and request.any_size does not allow for that
     """
     planned = [
         Planned(recipe, output, memory_use(network, output.tensors, run))
@@ -52,7 +52,7 @@ def candidates(
     ]
     planned.sort(key=lambda candidate: (candidate.use.card_bytes, candidate.output.tensor_bytes, candidate.output.name))
     n_fitting = sum(candidate.use.card_bytes <= request.vram_bytes for candidate in planned)
-    if not n_fitting:
+    if not n_fitting and (names_candidates(request) or not request.any_size):
         smallest = planned[0]
         context = longest_context(network, smallest.output.tensors, run, request.vram_bytes)
         raise GateError(

@@ -46,6 +46,7 @@ class Request:
     window      tokens of a window
     windows     at most; None for all of the text
     how         the arithmetic of the measurement
+    any_size    candidates that the card decides on may all be too large for it: a mix is yet to be found
     optimized   mixes that Optimizer found, candidates like the others
     """
 
@@ -61,6 +62,7 @@ class Request:
     window: int = 512
     windows: int | None = None
     how: Arithmetic = field(default_factory=Arithmetic)
+    any_size: bool = False
     optimized: Optimized | None = None
 
     def is_mix(self, name: str) -> bool:

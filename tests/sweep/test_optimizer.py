@@ -113,6 +113,19 @@ def test_a_mix_for_the_card(ask: Ask) -> None:
     assert planned.types[EMBEDDING] is Q8_0
 
 
+def test_a_card_for_which_every_preset_is_too_large(ask: Ask) -> None:
+    with Sweep.open(ask(types=("Q2_K",)), pytest.fail) as opened:
+        least = opened.candidates[0].use.card_bytes
+    asked = ask(types=(), vram_bytes=least - 20_000)
+    with pytest.raises(GateError, match="no candidate fits"):
+        sweep(asked)
+    report = sweep(optimize(asked), write=False)
+    assert report is not None and report["pick"]["type"].startswith("OPT-")
+    assert [candidate["memory"]["fits"] for candidate in report["candidates"]] == [True, False]
+    with pytest.raises(GateError, match="no mix fits"):
+        optimize(ask(types=(), vram_bytes=least - 200_000))
+
+
 BOUNDS = Bounds([("output.weight", Q6_K), ("*.1.ffn_down*", Q2_K)], Q3_K, ["*attn_qkv*", "*attn_output*"])
 
 
