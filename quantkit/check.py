@@ -10,7 +10,7 @@ import numpy as np
 from quantkit import kernels
 from quantkit.checkpoint import TensorInfo, Weights
 from quantkit.errors import MagnitudeError, NotFiniteError
-from quantkit.plan import Plan
+from quantkit.plan import Job, Plan
 from quantkit.slabs import SLAB_WEIGHTS
 
 
@@ -62,34 +62,38 @@ def check(weights: Weights, plan: Plan, progress: Callable[[int], None]) -> list
     findings = []
     for job in plan.jobs:
         limit = min(target.qtype.max_abs for target in job.targets)
+        first = 0
         for source in job.sources:
-            finding = _check_tensor(weights, source, job.n_columns, limit, progress)
+            finding = _check_tensor(weights, job, source, first, limit, progress)
             if finding:
                 findings.append(finding)
+            first += source.n_rows
     return findings
 
 
 def _check_tensor(
-    weights: Weights, source: TensorInfo, n_columns: int, limit: float, progress: Callable[[int], None]
+    weights: Weights, job: Job, source: TensorInfo, first: int, limit: float, progress: Callable[[int], None]
 ) -> Finding | None:
-    first: tuple[int, int, float] | None = None
+    """The finding of a source of the job, whose first row is row first of the job's tensor."""
+    found: tuple[int, int, float] | None = None
     n_not_finite = n_too_large = 0
-    step = max(1, SLAB_WEIGHTS // n_columns)
+    step = max(1, SLAB_WEIGHTS // job.n_columns)
     for start in range(0, source.n_rows, step):
         stop = min(start + step, source.n_rows)
         raw = np.empty((stop - start, source.row_bytes), np.uint8)
         weights.read_rows(source, start, stop, raw)
         rows = kernels.decode(raw, source.dtype)
+        weights.transform(job.name, first + start, rows)
         bad = ~(np.abs(rows) <= np.float32(limit))
         if bad.any():
             not_finite = ~np.isfinite(rows)
             n_not_finite += int(not_finite.sum())
             n_too_large += int((bad & ~not_finite).sum())
-            if first is None:
-                row, column = divmod(int(bad.argmax()), n_columns)
-                first = (start + row, column, float(rows[row, column]))
+            if found is None:
+                row, column = divmod(int(bad.argmax()), job.n_columns)
+                found = (start + row, column, float(rows[row, column]))
         progress(raw.nbytes)
-    if first is None:
+    if found is None:
         return None
-    row, column, value = first
+    row, column, value = found
     return Finding(str(source.file), source.name, row, column, value, n_not_finite, n_too_large, limit)

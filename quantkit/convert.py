@@ -86,10 +86,10 @@ def _finish(weights: Weights, parts: Sequence[_Part]) -> None:
 def _plan_digests(weights: Weights, plan: Plan) -> Iterator[tuple[OutputFile, str]]:
     """Each file with what must be the same for its part to be gone on with.
 
-    That is the code, the sources, and all that was planned: a file's own header, and the first shard's, which names the
-    recipe and the importance matrix.
+    That is the code, the sources and adapters, and all that was planned: a file's own header, and the first shard's,
+    which names the recipe, the importance matrix and the scales of the adapters.
     """
-    stats = [(shard.name, status.st_size, status.st_mtime_ns) for shard in weights.shards for status in [shard.stat()]]
+    stats = [(file.name, status.st_size, status.st_mtime_ns) for file in weights.files for status in [file.stat()]]
     tensors = [(t.name, t.dtype.name, t.shape, t.file.name, t.offset) for t in weights.tensors.values()]
     values = [(job.name, job.values) for job in plan.jobs if job.values]
     for output in plan.outputs:
@@ -204,7 +204,7 @@ def _check_paths(weights: Weights, plan: Plan, paths: Sequence[Path]) -> None:
     places = {path.resolve() for path in paths}
     if len(places) < len(paths):
         raise UsageError("two outputs have the same name", hint="put {type} into the name given with -o")
-    refuse_replacing(paths, weights.shards)
+    refuse_replacing(paths, weights.files)
     needed: dict[Path, int] = {}
     for path, file in zip(paths, plan.files, strict=True):
         held = allocated_bytes(path.with_name(path.name + ".part"))  # left by a stopped run

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantkit.arch import MappedTensor, Network, find_family
-from quantkit.checkpoint import CONFIG, INDEX, SINGLE, Checkpoint, TensorInfo, locate, open_checkpoint
+from quantkit.checkpoint import CONFIG, INDEX, SINGLE, Checkpoint, Lora, TensorInfo, open_checkpoint
 from quantkit.checkpoint.json_file import read_json
 from quantkit.errors import ConfigError, InputError
 from quantkit.gguf_io import TensorEntry, data_bytes, place
@@ -17,9 +17,8 @@ from quantkit.osio import is_file, is_folder
 from quantkit.plan import make_plan
 from quantkit.qtypes import BF16
 from quantkit.recipe import Facts, Recipe, layer_of
-from quantkit.source import GGUFWeights, open_source, read_source
-
-TOKENIZERS = ("tokenizer.json", "vocab.json", "*.tiktoken")
+from quantkit.source import GGUFWeights, open_merged, open_source, read_source
+from quantkit.tokenizer import has_tokenizer
 
 
 @dataclass(frozen=True)
@@ -56,18 +55,22 @@ class Outline:
 
 
 def outlines(
-    path: Path, recipes: Sequence[Recipe], imatrix: Imatrix | None, warn: Callable[[str], None]
+    path: Path,
+    recipes: Sequence[Recipe],
+    imatrix: Imatrix | None,
+    warn: Callable[[str], None],
+    lora: Sequence[Lora] = (),
 ) -> list[Outline]:
     """Outline each recipe's output for the checkpoint folder or GGUF file at path.
 
     Of a folder, config.json must be there; the weights need not, and then one index or one file is taken for granted.
     path    or else a hub id, of which no weights are fetched
+    lora    adapters merged into it, as of open_source
     raises  InputError in its kinds; HubError, Paused
     """
-    path = locate(path, weights=False)
-    with _open(path) as weights:
-        has_tokenizer = isinstance(weights, GGUFWeights) or any(any(path.glob(name)) for name in TOKENIZERS)
-        ready = [recipe for recipe in recipes if has_tokenizer and (imatrix or not recipe.needs_imatrix)]
+    with open_merged(path, lora, _open, fetch_weights=False) as weights:
+        has_vocabulary = isinstance(weights, GGUFWeights) or has_tokenizer(weights.tokenizer)
+        ready = [recipe for recipe in recipes if has_vocabulary and (imatrix or not recipe.needs_imatrix)]
         planned = make_plan(weights, ready, imatrix=imatrix, warn=warn).outputs if ready else ()
         outputs = dict(zip(ready, planned, strict=True))
         network, mapped = _described(weights, warn)

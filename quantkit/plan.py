@@ -224,6 +224,7 @@ def make_plan(
             Field("quantkit.strategy", Kind.STRING, STRATEGY),
             *_imatrix_fields(imatrix),
             *_source_fields(weights),
+            *_lora_fields(weights),
         )
         return Output(recipe.name, _split(overridden(fields, overrides or {}), typed, split_max_bytes))
 
@@ -296,15 +297,24 @@ def _source_fields(weights: Weights) -> Iterator[Field]:
         yield Field(f"{SOURCE_KEY}{number}.sha256", Kind.STRING, PENDING)
 
 
+def _lora_fields(weights: Weights) -> Iterator[Field]:
+    """Digest of each adapter's tensors, and the scale that it was asked for with."""
+    for number, adapter in enumerate(weights.adapters):
+        yield Field(f"quantkit.lora.{number}.sha256", Kind.STRING, adapter.sha256)
+        yield Field(f"quantkit.lora.{number}.scale", Kind.F32, adapter.scale)
+
+
 def shard_digests(weights: Weights, tensors: Mapping[str, str]) -> dict[str, str]:
     """The digest of each shard by file name: SHA-256 over a line "<sha256 of its bytes>  <name>" for each tensor of it
     that was read, sorted by name.
 
     tensors   the SHA-256 of each tensor's bytes, by name
     """
+    files = {tensor.name: tensor.file for tensor in weights.tensors.values()}
     lines: dict[str, list[str]] = {shard.name: [] for shard in weights.shards}
     for name in sorted(tensors):
-        lines[weights.tensors[name].file.name].append(f"{tensors[name]}  {name}\n")
+        if files[name] in weights.shards:  # and not in an adapter's file, which has a digest of its own
+            lines[files[name].name].append(f"{tensors[name]}  {name}\n")
     return {shard: hashlib.sha256("".join(text).encode()).hexdigest() for shard, text in lines.items()}
 
 

@@ -1,4 +1,4 @@
-"""One tensor's journey, slab by slab, on all processors, in bounded memory: read, widen, pack, and hand on.
+"""One tensor's journey, slab by slab, on all processors, in bounded memory: read, widen, merge, pack, and hand on.
 
 Who writes the packed rows, or compares them with those of a file, is not this module's business.
 """
@@ -139,7 +139,7 @@ class _Scratch:
 
 
 def _journey(weights: Weights, slab: Slab, work: Work, put: Put, local: threading.local) -> None:
-    """Read a slab, widen it, pack it once for each distinct type, and hand it on."""
+    """Read a slab, widen it, merge adapters, pack it once for each distinct type, and hand it on."""
     if not hasattr(local, "scratch"):
         local.scratch = _Scratch()
     scratch: _Scratch = local.scratch
@@ -164,6 +164,7 @@ def _read(weights: Weights, slab: Slab, work: Work, rows: Any, scratch: _Scratch
         work.sources[source.name].add(start * source.row_bytes, raw.data)
         kernels.decode(raw, source.dtype, out=rows[first : first + stop - start])
         first += stop - start
+    weights.transform(slab.job.name, slab.start, rows)
 
 
 def _encode(rows: Any, qtype: QType, out: Any, slab: Slab) -> None:

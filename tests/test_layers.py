@@ -53,6 +53,7 @@ LIBRARIES = {
         "kernels",
         "imatrix",
         "moments",
+        "source",
         "slabs",
         "check",
         "bench",

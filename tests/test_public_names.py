@@ -13,10 +13,11 @@ import pytest
 from quantkit import errors, qtypes
 
 PUBLIC = {
-    "quantkit.kernels": {"backend", "backends", "decode", "encode", "using"},
+    "quantkit.kernels": {"add_low_rank", "backend", "backends", "decode", "encode", "row_norms", "using"},
     "quantkit.release": {"Upload", "push", "read_settings", "upload"},
     "quantkit.release.release": {"Order", "Release"},
     "quantkit.report": {"Report", "read_report", "write_pages"},
+    "quantkit.source": {"open_source"},
     "quantkit.sweep": {"Bounds", "Optimizer", "Request", "Shard", "Sweep", "optimize", "sweep"},
     "quantkit.qtypes": {"ALL", "DECODED_ONLY", "QType", "by_id", "by_name"},  # and the types below
 }

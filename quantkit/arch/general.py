@@ -23,15 +23,17 @@ def general_fields(
     early: Sequence[Field] = (),
     *,
     called: str,
+    base_model: str | None = None,
 ) -> list[Field]:
     """The fields before the network's own.
 
-    folder     the checkpoint
-    n_weights  all of them, for the size label ("15B")
-    name       general.name, in place of the one derived
-    early      fields of the network that the converter writes behind general.architecture
-    called     the name to derive from, a folder's: of a snapshot from the hub its repository's, not the commit
-    raises     FormatError  the model card's front matter cannot be read
+    folder      the checkpoint
+    n_weights   all of them, for the size label ("15B")
+    name        general.name, in place of the one derived
+    early       fields of the network that the converter writes behind general.architecture
+    called      the name to derive from, a folder's: of a snapshot from the hub its repository's, not the commit
+    base_model  hub id or name of what the model was made from, in place of what the model card says
+    raises      FormatError  the model card's front matter cannot be read
     """
     try:
         metadata = _metadata(folder, called, n_weights)
@@ -39,6 +41,9 @@ def general_fields(
         raise FormatError(f"the model card cannot be read: {error}", file=folder / "README.md") from error
     if name is not None or metadata.name is None:
         metadata.name = called if name is None else name
+    if base_model is not None:
+        card = gguf.Metadata.apply_metadata_heuristic(gguf.Metadata(), {"base_model": base_model})
+        metadata.base_models = card.base_models
     if metadata.size_label is None:
         metadata.size_label = gguf.size_label(n_weights, 0, 0, 0)
     recorder = gguf.GGUFWriter(None, architecture)

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from quantkit.checkpoint.adapter import Adapter, Lora, Pair, Whole, is_adapter, open_adapter
 from quantkit.checkpoint.header import TensorInfo, read_header
 from quantkit.checkpoint.index import merge_shards, read_index
 from quantkit.checkpoint.json_file import read_json, shown
@@ -24,7 +25,23 @@ from quantkit.checkpoint.weights import Weights
 from quantkit.errors import ConfigError, InputError, UnsafeError
 from quantkit.osio import InputFile, is_file, is_folder
 
-__all__ = ["INDEX", "SINGLE", "Checkpoint", "Origin", "TensorInfo", "Weights", "locate", "open_checkpoint"]
+__all__ = [
+    "INDEX",
+    "SINGLE",
+    "Adapter",
+    "Checkpoint",
+    "Lora",
+    "Origin",
+    "Pair",
+    "TensorInfo",
+    "Weights",
+    "Whole",
+    "is_adapter",
+    "is_hub_id",
+    "locate",
+    "open_adapter",
+    "open_checkpoint",
+]
 
 CONFIG = "config.json"
 
@@ -32,9 +49,10 @@ CONFIG = "config.json"
 class Checkpoint(Weights):
     """An open checkpoint.
 
-    path     the folder
-    name     the folder's own name; of a snapshot from the hub, its repository's
-    config   config.json
+    path       the folder
+    name       the folder's own name; of a snapshot from the hub, its repository's
+    config     config.json
+    tokenizer  the folder with the tokenizer's files
     """
 
     def __init__(
@@ -44,6 +62,7 @@ class Checkpoint(Weights):
         own_name = path.resolve().name if path.name in ("", "..") else path.name
         super().__init__(path, origin.name if origin else own_name, tensors, files, origin)
         self.config = config
+        self.tokenizer = path
 
 
 def locate(source: Path, *, weights: bool = True) -> Path:
@@ -95,8 +114,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if not is_file(path):
-        adapter = is_file(folder / "adapter_config.json")
-        hint = "this is an adapter: name its base model as the source" if adapter else "copy it from the base model"
+        hint = "this is an adapter: name its base model" if is_adapter(folder) else "copy it from the base model"
         raise InputError("no such file", hint=hint, file=path)
     config = read_json(path)
     if not isinstance(config, dict):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from quantkit.checkpoint.header import TensorInfo
 from quantkit.checkpoint.snapshot import Origin
@@ -14,6 +14,15 @@ from quantkit.osio import InputFile
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+    from quantkit.checkpoint.adapter import Adapter
+
+
+class Change(Protocol):
+    """What an adapter does to rows of one tensor of an output."""
+
+    def apply(self, start: int, rows: npt.NDArray[np.float32]) -> None:
+        """Change rows float32 (n, k) in place, which are start to start + n of the tensor; raises DiskError."""
 
 
 class Weights:
@@ -26,6 +35,9 @@ class Weights:
     tensors  every tensor by name, by shard and then in the order of its bytes
     shards   the files, by name
     origin   the repository and commit they come from, if that is known
+    adapters what was merged into the weights, in order; they are closed with them
+    changes  by those, of tensors by GGUF name
+    warnings of the merging, for the user
     """
 
     def __init__(
@@ -41,7 +53,15 @@ class Weights:
         self.tensors = dict(tensors)
         self.shards = tuple(files)
         self.origin = origin
+        self.adapters: tuple[Adapter, ...] = ()
+        self.changes: Mapping[str, Sequence[Change]] = {}
+        self.warnings: tuple[str, ...] = ()
         self._files = dict(files)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The shards, and the files of the adapters."""
+        return (*self.shards, *(file for adapter in self.adapters for file in adapter.files))
 
     def read_rows(self, tensor: TensorInfo, start: int, stop: int, out: npt.NDArray[np.uint8]) -> None:
         """Read rows start to stop of a tensor into out, from any thread.
@@ -64,11 +84,31 @@ class Weights:
             raise UsageError("the weights are closed", file=self.path, tensor=tensor.name)
         self._files[tensor.file].read_into(view, tensor.offset + start * tensor.row_bytes)
 
+    def transform(self, name: str, start: int, rows: npt.NDArray[np.float32]) -> None:
+        """Hop 3 of a tensor's journey: merge what the adapters change, in place and from any thread.
+
+        name    of the output's tensor, in GGUF
+        start   number of the first row
+        rows    float32 (n, k), C order
+        raises  NotFiniteError  the adapter has NaN or infinity (names its tensor)
+                DiskError       reading fails
+        """
+        for change in self.changes.get(name, ()):
+            change.apply(start, rows)
+
+    def adopt(self, adapters: Sequence[Adapter]) -> None:
+        """Read the files of adapters as if they were these weights' own."""
+        self.adapters += tuple(adapters)
+        for adapter in adapters:
+            self._files |= adapter._files
+
     def close(self) -> None:
         """Close the files; no thread may be reading. Closing twice is allowed."""
         files, self._files = self._files, {}
         for file in files.values():
             file.close()
+        for adapter in self.adapters:
+            adapter.close()
 
     def __enter__(self) -> Self:
         return self

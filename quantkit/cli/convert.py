@@ -15,6 +15,7 @@ import click
 
 from quantkit.cli.completion import complete_recipe, complete_type
 from quantkit.cli.described import describing, description
+from quantkit.cli.lora import lora_option
 from quantkit.cli.sizes import SPLIT
 from quantkit.cli.source import SOURCE
 from quantkit.cli.talk import Talk, table
@@ -23,7 +24,7 @@ from quantkit.units import size
 
 if TYPE_CHECKING:
     from quantkit.check import Finding
-    from quantkit.checkpoint import Weights
+    from quantkit.checkpoint import Lora, Weights
     from quantkit.plan import Plan
 
 SCHEMA = {"name": "quantkit.convert", "version": 1}
@@ -47,6 +48,7 @@ CHECK_SCHEMA = {"name": "quantkit.check", "version": 1}
     help="Family of the presets, or a TOML file.  [default: llama.cpp]",
 )
 @click.option("--imatrix", type=click.Path(path_type=Path), help="Importance matrix of llama-imatrix, GGUF or .dat.")
+@lora_option()
 @click.option("-o", "--output", type=click.Path(), help="File; folder; or template with {type}.")
 @describing
 @click.option("--threads", type=click.IntRange(1, 1024), help="Slabs worked on at once.  [default: all processors]")
@@ -61,6 +63,7 @@ def command(
     types: Sequence[str],
     recipe: str,
     imatrix: Path | None,
+    lora: tuple[Lora, ...],
     output: str | None,
     name: str | None,
     metadata: Sequence[str],
@@ -76,8 +79,8 @@ def command(
 ) -> None:
     """Turn SOURCE into one GGUF file for each type, in one pass over the weights.
 
-    SOURCE is a checkpoint folder; or a GGUF file in F32, F16 or BF16, of a split one the first shard; or
-    ORG/NAME[@REVISION] on the hub.
+    SOURCE is a checkpoint folder; or a GGUF file in F32, F16 or BF16, of a split one the first shard; or the folder of
+    a PEFT adapter, which names its base; or ORG/NAME[@REVISION] on the hub.
 
     \b
     quantkit convert my-phi-4 -t Q4_K_M
@@ -85,6 +88,7 @@ def command(
     quantkit convert microsoft/phi-4 -t Q4_K_M
     quantkit convert my-phi-4 -t Q4_K_M -t Q6_K -t Q8_0 -o out/
     quantkit convert my-phi-4 -t Q6_K -o 'release/phi-{type}.gguf'
+    quantkit convert phi-4 --lora my-adapter -t Q4_K_M
     """
     from quantkit import kernels
     from quantkit.convert import convert
@@ -95,7 +99,7 @@ def command(
 
     talk = Talk(quiet)
     recipes = choose(types, recipe)
-    with open_source(source) as weights:
+    with open_source(source, lora=lora) as weights:
         plan = make_plan(
             weights,
             recipes,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from quantkit.cli.lora import lora_option
 from quantkit.cli.measuring import measuring_options
 from quantkit.cli.source import SOURCE
 from quantkit.cli.talk import Talk, table
@@ -19,12 +20,14 @@ from quantkit.osio import AtomicFile, make_folder, refuse_replacing
 from quantkit.units import size
 
 if TYPE_CHECKING:
+    from quantkit.checkpoint import Lora
     from quantkit.evaluate import Activations, Finding
 
 
 @click.command("eval", short_help="Measure what a quantized file lost.")
 @click.argument("models", nargs=-1, required=True, type=SOURCE)
 @click.option("--base", type=SOURCE, help="Checkpoint or GGUF file to hold the models against.")
+@lora_option("the base")
 @measuring_options("eval.txt")
 @click.option(
     "--activations",
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
 def command(
     models: Sequence[Path],
     base: Path | None,
+    lora: tuple[Lora, ...],
     texts: Sequence[str],
     window: int,
     windows: int | None,
@@ -60,6 +64,8 @@ def command(
     quantkit eval my-phi-4-Q4_K_M.gguf my-phi-4-Q6_K.gguf --base my-phi-4
     quantkit eval my-phi-4-Q4_K_M.gguf --base my-phi-4 --check baselines/my-phi-4.json
     """
+    if lora and base is None:
+        raise UsageError("--lora is merged into the base: it needs --base")
     if update and check is None:
         raise UsageError("--update needs --check FILE, the baseline to write")
     names = [path.name for path in models]
@@ -84,12 +90,12 @@ def command(
     with ExitStack() as stack:
         baseline = read_baseline(check) if check and not update else None
         opened = [stack.enter_context(open_model(path, talk.warn)) for path in models]
-        opened_base = stack.enter_context(open_model(base, talk.warn)) if base else None
+        opened_base = stack.enter_context(open_model(base, talk.warn, lora)) if base else None
         every = [opened_base, *opened] if opened_base else opened
         chosen = sample(every, text, window, windows)
         recording = None
         if check and update:
-            refuse_replacing([check], [*(shard for model in every for shard in model.shards), *map(Path, texts)])
+            refuse_replacing([check], [*(file for model in every for file in model.files), *map(Path, texts)])
             make_folder(check.parent)
             recording = stack.enter_context(AtomicFile(check))
         if check and baseline:

@@ -6,9 +6,11 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from quantkit.cli.lora import as_arguments, lora_option
 from quantkit.cli.measuring import measuring_options
 from quantkit.cli.source import SOURCE
 from quantkit.cli.talk import Talk
@@ -16,12 +18,16 @@ from quantkit.errors import Interrupted, OutputError
 from quantkit.osio import AtomicFile, free_space, make_folder, refuse_replacing
 from quantkit.units import size
 
+if TYPE_CHECKING:
+    from quantkit.checkpoint import Lora
+
 SCHEMA = {"name": "quantkit.imatrix", "version": 1}
 
 
 @click.command("imatrix", short_help="Collect what each column of a matrix counts.")
 @click.argument("source", type=SOURCE)
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The file to write.")
+@lora_option()
 @measuring_options("calibration.txt")
 @click.option("--covariance", type=click.Path(path_type=Path), help="Folder for the whole second moments as well.")
 @click.option("--json", "as_json", is_flag=True, help="The result as JSON on stdout.")
@@ -29,6 +35,7 @@ SCHEMA = {"name": "quantkit.imatrix", "version": 1}
 def command(
     source: Path,
     output: Path,
+    lora: tuple[Lora, ...],
     texts: Sequence[str],
     window: int,
     windows: int | None,
@@ -63,9 +70,9 @@ def command(
     how = arithmetic("f32", dtype, device)
     text = read_text(texts) if texts else shipped("calibration.txt")
     with ExitStack() as stack:
-        model = stack.enter_context(open_model(source, talk.warn))
+        model = stack.enter_context(open_model(source, talk.warn, lora))
         layers = [layer_file(covariance, f"blk.{i}") for i in range(model.network.layers)] if covariance else []
-        refuse_replacing([output, *layers], [*model.shards, *map(Path, texts)])
+        refuse_replacing([output, *layers], [*model.files, *map(Path, texts)])
         out = stack.enter_context(AtomicFile(output))
         chosen = sample([model], text, window, windows)
         if covariance is not None:
@@ -101,7 +108,7 @@ def command(
     talk.say(
         f"{len(sums)} matrices, {len(chosen.windows)} windows of {chosen.windows.shape[1]} tokens of "
         f"{', '.join(text.names)} (sha256 {text.sha256[:16]})\n"
-        f"next: quantkit convert {source} -t Q4_K_M --imatrix {output}"
+        f"next: quantkit convert {source}{as_arguments(lora)} -t Q4_K_M --imatrix {output}"
     )
 
 

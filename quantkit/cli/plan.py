@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from quantkit.cli.completion import complete_recipe, complete_type
+from quantkit.cli.lora import lora_option
 from quantkit.cli.memory import LEGEND, Need, describe, needs_of, run_options
 from quantkit.cli.sizes import MEMORY
 from quantkit.cli.source import SOURCE
@@ -18,6 +19,7 @@ from quantkit.errors import UsageError
 from quantkit.units import size
 
 if TYPE_CHECKING:
+    from quantkit.checkpoint import Lora
     from quantkit.memory import Run
     from quantkit.outline import Outline
 
@@ -42,6 +44,7 @@ USUAL_CONTEXT = 16384
     help="Family of the presets, or a TOML file.  [default: llama.cpp]",
 )
 @click.option("--imatrix", type=click.Path(path_type=Path), help="Importance matrix, as for convert.")
+@lora_option()
 @click.option("--vram", "cards", type=MEMORY, multiple=True, help="Say what fits a card: 12GiB, 12GB; may be repeated.")
 @click.option(
     "--ctx",
@@ -58,6 +61,7 @@ def command(
     types: Sequence[str],
     recipe: str,
     imatrix: Path | None,
+    lora: tuple[Lora, ...],
     cards: Sequence[int],
     contexts: Sequence[int],
     kv_type: str,
@@ -91,7 +95,7 @@ def command(
     wanted = types or (presets(recipe) if recipe in families() else ())
     matrix = read_imatrix(imatrix) if imatrix else None
     found = sorted(
-        outlines(source, choose(wanted, recipe), matrix, talk.warn), key=lambda outline: outline.tensor_bytes
+        outlines(source, choose(wanted, recipe), matrix, talk.warn, lora), key=lambda outline: outline.tensor_bytes
     )
     made_for = found[0].network.rope.context
     runs = [

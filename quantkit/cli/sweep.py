@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from quantkit.cli.completion import complete_recipe, complete_type
+from quantkit.cli.lora import as_arguments, lora_option
 from quantkit.cli.measuring import measuring_options
 from quantkit.cli.memory import run_options
 from quantkit.cli.optimizing import bounds, optimizing_options, refuse_idle, with_mixes
@@ -24,6 +25,7 @@ from quantkit.osio import refuse_replacing
 from quantkit.units import size
 
 if TYPE_CHECKING:
+    from quantkit.checkpoint import Lora
     from quantkit.report import Report
     from quantkit.sweep import Request, Shard, Sweep
 
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     help="Family of the presets, or a TOML file.  [default: llama.cpp]",
 )
 @click.option("--imatrix", type=click.Path(path_type=Path), help="Importance matrix, as for convert.")
+@lora_option()
 @click.option("--ctx", "context", type=int, help="Tokens of each sequence.  [default: the model's, at most 16384]")
 @run_options
 @measuring_options("eval.txt")
@@ -64,6 +67,7 @@ def command(
     types: Sequence[str],
     recipe: str,
     imatrix: Path | None,
+    lora: tuple[Lora, ...],
     context: int | None,
     kv_type: str,
     parallel: int,
@@ -138,6 +142,7 @@ def command(
         window,
         windows,
         arithmetic("f32", dtype, device),
+        lora=lora,
     )
     if optimize:
         request = with_mixes(request, bounds(keep, min_type, same_type), probes, talk)
@@ -200,7 +205,7 @@ def _command(request: Request, name: str, path: Path) -> str:
     kind = f"--recipe {recipe}" if str(recipe).endswith(".toml") else f"-t {name}"
     family = f" --recipe {request.recipe}" if request.recipe not in ("llama.cpp",) and kind.startswith("-t") else ""
     imatrix = f" --imatrix {request.imatrix}" if request.imatrix else ""
-    return f"quantkit convert {request.source} {kind}{family}{imatrix} -o {path}"
+    return f"quantkit convert {request.source}{as_arguments(request.lora)} {kind}{family}{imatrix} -o {path}"
 
 
 def _shard(text: str) -> Shard:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from quantkit import kernels
 from quantkit.arch import EMBEDDING, HEAD, MappedTensor
+from quantkit.checkpoint import Lora
 from quantkit.errors import FormatError, TensorError, UnsupportedError
 from quantkit.gguf_io import Field, Kind
 from quantkit.osio import InputFile, cpu_count
@@ -45,7 +46,7 @@ class Model:
     """An open model; use it in a `with` block.
 
     path      the file or folder
-    name      without its folder; of one on the hub, that of its repository
+    name      without its folder; of one on the hub, that of its repository; with adapters, of all of these
     network   its sizes
     epsilon   of its norms
     rotation  within the original context
@@ -56,7 +57,8 @@ class Model:
         self._weights = source.weights
         self._tensors = {tensor.gguf: tensor for tensor in source.tensors}
         self.path = source.weights.path
-        self.name = source.weights.origin.name if source.weights.origin else self.path.name
+        ours = source.weights.origin or source.weights.adapters
+        self.name = source.weights.name if ours else self.path.name
         self.network = source.network
         self.fields: Mapping[str, Field] = {field.key: field for field in source.fields(0)}
         self._family = str(self.fields["general.architecture"].value)
@@ -75,9 +77,10 @@ class Model:
         return HEAD if HEAD in self._tensors else EMBEDDING
 
     def qtype(self, name: str) -> QType:
-        """The type that a tensor is stored in."""
+        """The type that a tensor is stored in; F32 for one that an adapter changes."""
         sources = self._tensors[name].sources
-        return self._weights.tensors[sources[0][0]].dtype if sources else F32
+        merged = name in self._weights.changes
+        return self._weights.tensors[sources[0][0]].dtype if sources and not merged else F32
 
     def matrix(self, name: str, start: int = 0, stop: int | None = None) -> F32Array:
         """Rows start to stop of a tensor, decoded on all processors.
@@ -112,20 +115,27 @@ class Model:
     @property
     def file_bytes(self) -> int:
         """Of all its files with weights."""
-        return sum(shard.stat().st_size for shard in self._weights.shards)
+        adapters = (shard for adapter in self._weights.adapters for shard in adapter.shards)
+        return sum(shard.stat().st_size for shard in (*self._weights.shards, *adapters))
 
     @property
-    def shards(self) -> tuple[Path, ...]:
-        """Its files with weights."""
-        return tuple(self._weights.shards)
+    def files(self) -> tuple[Path, ...]:
+        """Its files with weights, and what else decides what these are: the configs of its adapters."""
+        return self._weights.files
+
+    @property
+    def lora(self) -> tuple[Lora, ...]:
+        """The adapters that were merged into it."""
+        return tuple(Lora(adapter.path.resolve(), adapter.scale) for adapter in self._weights.adapters)
 
     @property
     def stats(self) -> tuple[tuple[str, int, int], ...]:
-        """Of each of its files: path, bytes and nanosecond of the last change."""
+        """Of each of its files: path, with an adapter's scale, bytes and nanosecond of the last change."""
+        adapters = [(file, f" * {one.scale!r}") for one in self._weights.adapters for file in one.files]
         return tuple(
-            (str(shard.resolve()), status.st_size, status.st_mtime_ns)
-            for shard in self.shards
-            for status in [shard.stat()]
+            (f"{file.resolve()}{scale}", status.st_size, status.st_mtime_ns)
+            for file, scale in [*((shard, "") for shard in self._weights.shards), *adapters]
+            for status in [file.stat()]
         )
 
     @cached_property
@@ -137,11 +147,16 @@ class Model:
 
     @cached_property
     def sha256(self) -> str:
-        """Of the file; of several, of the lines "<sha256 of it>  <its name>" in the order of names."""
-        digests = {shard.name: _sha256(shard) for shard in sorted(self._weights.shards)}
-        if len(digests) == 1:
-            return next(iter(digests.values()))
-        return hashlib.sha256("".join(f"{digest}  {name}\n" for name, digest in digests.items()).encode()).hexdigest()
+        """Of the file; of several, of the lines "<sha256 of it>  <its name>" in the order of names.
+
+        With adapters: behind these the same lines of the files of each, and after them "scale " and its scale.
+        """
+        lines = [f"{_sha256(shard)}  {shard.name}\n" for shard in sorted(self._weights.shards)]
+        for adapter in self._weights.adapters:
+            lines += [f"{_sha256(file)}  {file.name}\n" for file in adapter.files] + [f"scale {adapter.scale!r}\n"]
+        if len(lines) == 1:
+            return lines[0].partition(" ")[0]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def close(self) -> None:
         self._weights.close()
@@ -164,6 +179,7 @@ class Model:
                 self._weights.read_rows(info, a - first, b - first, raw)
                 kernels.decode(raw, info.dtype, out=out[a - start : b - start])
             first += n_rows
+        self._weights.transform(tensor.gguf, start, out)
 
     def _number(self, key: str) -> float:
         """The value of a key "<family>.<key>", float32 as files have it: a checkpoint's own may have more digits.
@@ -195,9 +211,12 @@ class Model:
         return Rotation(inverse, self._number(factor) if f"{self._family}.{factor}" in self.fields else 1.0)
 
 
-def open_model(path: Path, warn: Callable[[str], None]) -> Model:
-    """Open a checkpoint folder or a GGUF file of any type; raises InputError in its kinds, UnsafeError, DiskError."""
-    weights = open_source(path, any_type=True)
+def open_model(path: Path, warn: Callable[[str], None], lora: Sequence[Lora] = ()) -> Model:
+    """Open a checkpoint folder or a GGUF file of any type, with adapters merged into it.
+
+    raises  InputError in its kinds, UnsafeError, DiskError
+    """
+    weights = open_source(path, lora=lora, any_type=True)
     try:
         source = read_source(weights, name=None, fix_special_tokens=False, chat_template=None, warn=warn)
         return Model(source)

@@ -10,6 +10,7 @@ from quantkit.arch.general import general_fields
 from quantkit.checkpoint import CONFIG, Checkpoint
 from quantkit.errors import ConfigError
 from quantkit.gguf_io import Field
+from quantkit.source.base import base_name
 from quantkit.source.record import QUANTIZATION_VERSION, Source, check_tensors
 from quantkit.tokenizer import fields as tokenizer_fields
 from quantkit.tokenizer import load_vocabulary
@@ -54,17 +55,23 @@ def checkpoint_source(
                 "if training gave them different weights, set tie_word_embeddings to false in config.json"
             )
     vocabulary = load_vocabulary(
-        checkpoint.path,
+        checkpoint.tokenizer,
         checkpoint.config,
         n_rows=network.vocabulary,
         fix_special_tokens=fix_special_tokens,
         chat_template=chat_template,
         warn=warn,
     )
-    family.check_pre_tokenizer(vocabulary.pre, checkpoint.path)
+    family.check_pre_tokenizer(vocabulary.pre, checkpoint.tokenizer)
     n_weights = sum(math.prod(tensor.shape) for tensor in tensors)
     general = general_fields(
-        checkpoint.path, family.gguf_name, n_weights, name, family.early_keys(network), called=checkpoint.name
+        checkpoint.path,
+        family.gguf_name,
+        n_weights,
+        name,
+        family.early_keys(network),
+        called=checkpoint.name,
+        base_model=base_name(checkpoint),
     )
     tokenizer = tokenizer_fields(vocabulary)
 

@@ -103,8 +103,8 @@ def gguf_source(weights: GGUFWeights, name: str | None) -> Source:
     name    general.name, in place of the file's
     raises  FormatError, TensorError, UnsupportedError
     """
-    family = _find_family(weights)
-    network = _read_network(weights, family)
+    family = find_gguf_family(weights)
+    network = read_gguf_network(weights, family)
     shapes = {tensor.gguf: tensor.shape for tensor in family.map_tensors(network)}
     shapes |= {factors: (network.rope.rotary // 2,) for factors in _ROPE_FACTORS if factors in weights.tensors}
     tensors = [MappedTensor(tensor, shape, ((tensor, shape),)) for tensor, shape in shapes.items()]
@@ -120,7 +120,7 @@ def gguf_source(weights: GGUFWeights, name: str | None) -> Source:
     return Source(weights, network, tensors, fields)
 
 
-def _find_family(weights: GGUFWeights) -> Family:
+def find_gguf_family(weights: GGUFWeights) -> Family:
     """The family that general.architecture names."""
     kind = weights.fields.get("general.type")
     if kind is not None and kind.value != "model":
@@ -140,7 +140,7 @@ def _find_family(weights: GGUFWeights) -> Family:
     )
 
 
-def _read_network(weights: GGUFWeights, family: Family) -> Network:
+def read_gguf_network(weights: GGUFWeights, family: Family) -> Network:
     """The network that the keys describe; its rope is without factors, which are tensors of the file."""
 
     def sizes(keys: Mapping[str, str]) -> dict[str, int]:

@@ -59,8 +59,8 @@ def check_tensors(
                 expected=list(shape),
                 found=list(found.shape),
             )
-    for found in weights.tensors.values():
-        if found.name not in expected and not ignored(found.name):
+    for name, found in weights.tensors.items():
+        if name not in expected and not ignored(name):
             raise TensorError(
                 "a tensor that the network does not have",
                 file=found.file,

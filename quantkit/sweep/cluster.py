@@ -113,6 +113,7 @@ class Cluster:
             measurements.windows(unit),
             measurements.how,
             self.n_cpus,
+            measurements.model.lora,
         )
 
     def _check_that_nodes_are_left(self) -> None:

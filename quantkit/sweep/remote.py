@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from quantkit import __version__
+from quantkit.checkpoint import Lora
 from quantkit.errors import InputError, QuantkitError, UsageError
 from quantkit.evaluate import Arithmetic, Model, Scores, measure_group, open_model, use_cpus
 from quantkit.qtypes import by_name
@@ -32,6 +33,7 @@ class Task:
     windows         int64 (n, positions)
     how             the arithmetic
     n_cpus          processors to compute on
+    lora            adapters of the source, with paths likewise
     """
 
     quantkit: str
@@ -42,6 +44,7 @@ class Task:
     windows: npt.NDArray[np.int64]
     how: Arithmetic
     n_cpus: int
+    lora: Sequence[Lora] = ()
 
 
 def measure(task: Task, importance: Importance) -> list[Scores]:
@@ -59,7 +62,7 @@ def measure(task: Task, importance: Importance) -> list[Scores]:
             found=__version__,
         )
     use_cpus(task.n_cpus)
-    with _opened(task.source) as model:
+    with _opened(task) as model:
         for what, expected, found in (
             ("weights", task.base_sha256, _sha256(model)),
             ("network", task.network_sha256, model.network_sha256),
@@ -78,9 +81,9 @@ def measure(task: Task, importance: Importance) -> list[Scores]:
         return measure_group(models, task.windows, task.how, has_base=True, together=True)
 
 
-def _opened(source: Path) -> Model:
+def _opened(task: Task) -> Model:
     try:
-        return open_model(source, lambda text: None)
+        return open_model(task.source, lambda text: None, task.lora)
     except QuantkitError as error:
         raise type(error)(error.message, hint=SHARED, **error.details) from None
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from quantkit.checkpoint import Lora
 from quantkit.errors import UsageError
 from quantkit.evaluate import Arithmetic, Text
 from quantkit.sweep.mix import Optimized
@@ -48,6 +49,7 @@ class Request:
     how         the arithmetic of the measurement
     any_size    candidates that the card decides on may all be too large for it: a mix is yet to be found
     optimized   mixes that Optimizer found, candidates like the others
+    lora        adapters to merge into the source
     """
 
     source: Path
@@ -64,6 +66,7 @@ class Request:
     how: Arithmetic = field(default_factory=Arithmetic)
     any_size: bool = False
     optimized: Optimized | None = None
+    lora: Sequence[Lora] = ()
 
     def is_mix(self, name: str) -> bool:
         """Whether a candidate is one of the mixes."""

@@ -80,7 +80,7 @@ class Sweep:
                 InputError in its kinds, UsageError: as convert and eval do
         """
         imatrix = read_imatrix(request.imatrix) if request.imatrix else None
-        with open_source(request.source) as weights:
+        with open_source(request.source, lora=request.lora) as weights:
             source = read_source(
                 weights, name=None, fix_special_tokens=False, chat_template=None, warn=lambda text: None
             )
@@ -88,7 +88,7 @@ class Sweep:
 
     @cached_property
     def source_sha256(self) -> str:
-        """Of the source's files, read for it only if the store does not know them."""
+        """Of the source's files and adapters, read for it only if the store does not know them."""
         question = {"sha256_of": self._model.stats}
         known = self.store.recall(question)
         if known is None:

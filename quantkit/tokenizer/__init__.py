@@ -12,7 +12,12 @@ from quantkit.tokenizer.files import read_object
 from quantkit.tokenizer.template import Templates
 from quantkit.tokenizer.vocabulary import TokenType, Vocabulary, fields
 
-__all__ = ["TokenType", "Vocabulary", "fields", "load_vocabulary"]
+__all__ = ["TokenType", "Vocabulary", "fields", "has_tokenizer", "load_vocabulary"]
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder has files that load_vocabulary may read a vocabulary from."""
+    return any(any(folder.glob(name)) for name in ("tokenizer.json", "vocab.json", "*.tiktoken"))
 
 
 def load_vocabulary(
