@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from quantkit.cli.completion import complete_recipe, complete_type
 from quantkit.cli.described import describing, description
+from quantkit.cli.lora import lora_option
 from quantkit.cli.measuring import measuring_options
 from quantkit.cli.sizes import MEMORY, SPLIT
 from quantkit.cli.source import SOURCE
 from quantkit.cli.talk import Talk, table
 from quantkit.units import size
+
+if TYPE_CHECKING:
+    from quantkit.checkpoint import Lora
 
 SCHEMA = {"name": "quantkit.release", "version": 1}
 # keys of release.toml whose parameters are called otherwise
@@ -48,6 +52,7 @@ def _read_config(ctx: click.Context, parameter: click.Parameter, path: Path | No
     shell_complete=complete_recipe,
     help="Family of the presets, or a TOML file.  [default: llama.cpp]",
 )
+@lora_option()
 @click.option("--imatrix", type=click.Path(path_type=Path), help="Importance matrix; a copy becomes part of it.")
 @describing
 @click.option("--split-max-size", type=SPLIT, help="Shards of at most this many bytes of tensors: 4G, 500M.")
@@ -66,6 +71,7 @@ def command(
     types: Sequence[str],
     output: Path,
     recipe: str,
+    lora: tuple[Lora, ...],
     imatrix: Path | None,
     name: str | None,
     metadata: Sequence[str],
@@ -107,6 +113,7 @@ def command(
         types,
         recipe,
         imatrix,
+        lora,
         description(name, metadata, chat_template, fix_special_tokens),
         split_max_size,
         vram,

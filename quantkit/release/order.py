@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from quantkit.checkpoint import Lora
 from quantkit.checkpoint.index import is_plain_name
 from quantkit.errors import UsageError
 from quantkit.evaluate import Arithmetic, Text
@@ -17,14 +18,14 @@ from quantkit.release.names import NAME, REPOSITORY
 class Order:
     """What is to be released.
 
-    source, types, recipe, imatrix   as convert takes them
+    source, types, recipe, imatrix, lora   as convert takes them
     out           the folder
     description   name (of the files, too), overrides, chat_template and fix_special_tokens as make_plan takes them
     split_max_bytes   as make_plan takes it
     vram_bytes    of the card that the report is about; None for one on which all the files fit
     context, text, window, windows, how   of the measurement, as a sweep's Request has them
     repo          "ORG/NAME" that the release will be published as, for the commands of its card
-    base_model    "ORG/NAME" of what is quantized; None for the repository that the source is from
+    base_model    "ORG/NAME" of what is quantized, adapters and all; None for what the source tells
     license       in place of the one that the source's card names
     quantized_by  name or None
     tags          of the card beside the usual ones
@@ -35,6 +36,7 @@ class Order:
     types: Sequence[str] = ()
     recipe: str = "llama.cpp"
     imatrix: Path | None = None
+    lora: Sequence[Lora] = ()
     description: Mapping[str, Any] = field(default_factory=dict)
     split_max_bytes: int | None = None
     vram_bytes: int | None = None

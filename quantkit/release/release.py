@@ -59,7 +59,7 @@ class Release:
         self.paths = output_paths(self.plan.outputs, self.name, order.out, is_folder=True)
         for folder in (order.out, order.out / WORK, order.out / WORK / "measurements", order.out / "recipes"):
             make_folder(folder)
-        inputs = [*weights.shards, *([order.imatrix] if order.imatrix else []), Path(order.recipe)]
+        inputs = [*weights.files, *([order.imatrix] if order.imatrix else []), Path(order.recipe)]
         refuse_replacing([path for shards in self.paths for path in shards], inputs)
         self._store = Store(order.out / WORK / "measurements", warn)
 
@@ -68,7 +68,7 @@ class Release:
     def open(cls, order: Order, warn: Callable[[str], None]) -> Iterator[Release]:
         """The release of an order, for a `with` block; raises what convert and sweep do of their inputs."""
         imatrix = read_imatrix(order.imatrix) if order.imatrix else None
-        with open_source(order.source) as weights:
+        with open_source(order.source, lora=order.lora) as weights:
             release = cls(order, weights, imatrix, warn)
             with Sweep.open(release._request(), lambda text: None) as sweep:
                 release.sweep = sweep
@@ -96,6 +96,8 @@ class Release:
     def _described(self) -> Iterator[str]:
         """The options with which `verify` makes the same keys."""
         given = self.order.description
+        for adapter in self._weights.adapters:
+            yield from ("--lora", f"{adapter.name}:{adapter.scale:g}")
         if given.get("name"):
             yield from ("--name", given["name"])
         for name, value in self._overrides.items():
@@ -121,6 +123,7 @@ class Release:
             types=order.types,
             recipe=order.recipe,
             imatrix=order.imatrix,
+            lora=order.lora,
             text=order.text,
             window=order.window,
             windows=order.windows,
@@ -229,7 +232,7 @@ class Release:
         return Card(
             self.name,
             base,
-            bool(order.base_model or origin),
+            bool(order.base_model or (origin and not self._weights.adapters)),
             origin.revision if origin else None,
             {key: value for key, value in licence.items() if value},
             order.quantized_by,

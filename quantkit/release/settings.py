@@ -22,6 +22,7 @@ class Settings(pydantic.BaseModel):
     recipe: str | None = None
     output: str | None = None
     imatrix: str | None = None
+    lora: list[str] | None = None
     name: str | None = None
     metadata: list[str] | None = None
     chat_template: str | None = None
@@ -66,12 +67,14 @@ def read_settings(path: Path) -> dict[str, Any]:
             given[key] = _from_here(path.parent, given[key], optional=key == "source")
     if "recipe" in given and given["recipe"].endswith(".toml"):
         given["recipe"] = _from_here(path.parent, given["recipe"])
-    if "text" in given:
-        given["text"] = [_from_here(path.parent, name, optional=True) for name in given["text"]]
+    for key in ("text", "lora"):
+        if key in given:
+            given[key] = [_from_here(path.parent, name, optional=True) for name in given[key]]
     return given
 
 
 def _from_here(folder: Path, name: str, *, optional: bool = False) -> str:
-    """A name in folder; optional leaves one that is not there as it is, for it may be on the hub."""
+    """A name in folder; optional leaves one that is not there, whatever follows a colon, for it may be on the hub."""
     inside = folder / name
-    return name if optional and not inside.exists() else str(inside)
+    is_here = inside.exists() or ((folder / name.rpartition(":")[0]).exists() and ":" in name)
+    return str(inside) if is_here or not optional else name

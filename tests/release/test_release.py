@@ -14,11 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import small
 import synthetic_imatrix
 import yaml
+from safetensors.numpy import save_file
 
+from quantkit.checkpoint import Lora
 from quantkit.cli import cli
 from quantkit.convert import convert
 from quantkit.errors import ConfigError, QuantkitError, UsageError
@@ -213,6 +216,32 @@ def test_shards_have_the_names_that_the_hub_knows(order: Order, tmp_path: Path) 
     assert f"llama-server -m {shards[0]}" in card
 
 
+def test_an_adapter_is_part_of_what_is_released(source: Path, tmp_path: Path) -> None:
+    adapter = tmp_path / "tuned"
+    adapter.mkdir()
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["o_proj"]}
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    rng = np.random.default_rng(1)
+    shapes = {"A": (2, small.HIDDEN), "B": (small.HIDDEN, 2)}
+    module = "base_model.model.model.layers.0.self_attn.o_proj"
+    weights = {f"{module}.lora_{part}.weight": rng.standard_normal(shape, np.float32) for part, shape in shapes.items()}
+    save_file(weights, adapter / "adapter_model.safetensors")
+    lora = Lora(adapter, 0.5)
+    out = tmp_path / "out"
+    make(Order(source, out, ["Q8_0"], lora=[lora], window=32, windows=2))
+    file = out / "little-tuned-Q8_0.gguf"
+    assert read_gguf(file).fields["quantkit.lora.0.scale"].value == 0.5
+    with open_model(source, pytest.fail, [lora]) as base, open_model(file, pytest.fail) as model:
+        chosen = sample([base], shipped("eval.txt"), 32, 2)
+        result = evaluate([model], chosen, base=base, how=arithmetic("f32", "f32", "cpu"))
+    (entry,) = json.loads((out / "report.json").read_text())["candidates"]
+    assert entry["kld"] == result["models"][0]["kld"] and entry["kld"]["mean"] < 0.1
+    card = (out / "README.md").read_text()
+    assert "base_model" not in yaml.safe_load(card.split("---\n")[1])  # a folder here is no repository
+    assert "quantkit verify little-tuned-Q8_0.gguf --source SOURCE --lora tuned:0.5" in card
+    assert str(tmp_path) not in card
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -236,6 +265,7 @@ source = "little"
 types = ["Q4_K_M", "Q8_0"]
 output = "out"
 imatrix = "of me.gguf"
+lora = ["adapter:0.5", "adapter", "org/adapter"]
 ctx = 512
 text = ["text.txt", "hub:org/texts/a.txt"]
 split_max_size = "4G"
@@ -246,6 +276,7 @@ tags = ["a"]
 def test_a_file_of_settings(tmp_path: Path) -> None:
     """Files are named from where it is; what is not there may be on the hub."""
     (tmp_path / "little").mkdir()
+    (tmp_path / "adapter").mkdir()
     (tmp_path / "text.txt").write_text("text")
     (tmp_path / "release.toml").write_text(SETTINGS)
     assert read_settings(tmp_path / "release.toml") == {
@@ -253,6 +284,7 @@ def test_a_file_of_settings(tmp_path: Path) -> None:
         "types": ["Q4_K_M", "Q8_0"],
         "output": f"{tmp_path}/out",
         "imatrix": f"{tmp_path}/of me.gguf",
+        "lora": [f"{tmp_path}/adapter:0.5", f"{tmp_path}/adapter", "org/adapter"],
         "ctx": 512,
         "text": [f"{tmp_path}/text.txt", "hub:org/texts/a.txt"],
         "split_max_size": "4G",
