@@ -33,6 +33,7 @@ from quantkit.source import GGUFWeights, read_source
 
 STRATEGY = "reference"
 SOURCE_KEY = "quantkit.source."
+LORA_KEY = "quantkit.lora."
 ORIGIN_KEYS = ("quantkit.source.repo", "quantkit.source.revision")
 PENDING = "0" * 64  # where a SHA-256 will stand
 
@@ -300,8 +301,8 @@ def _source_fields(weights: Weights) -> Iterator[Field]:
 def _lora_fields(weights: Weights) -> Iterator[Field]:
     """Digest of each adapter's tensors, and the scale that it was asked for with."""
     for number, adapter in enumerate(weights.adapters):
-        yield Field(f"quantkit.lora.{number}.sha256", Kind.STRING, adapter.sha256)
-        yield Field(f"quantkit.lora.{number}.scale", Kind.F32, adapter.scale)
+        yield Field(f"{LORA_KEY}{number}.sha256", Kind.STRING, adapter.sha256)
+        yield Field(f"{LORA_KEY}{number}.scale", Kind.F32, adapter.scale)
 
 
 def shard_digests(weights: Weights, tensors: Mapping[str, str]) -> dict[str, str]:

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from quantkit.cli.described import describing, description
+from quantkit.cli.lora import lora_option
 from quantkit.cli.source import SOURCE
 from quantkit.cli.talk import Talk
 from quantkit.errors import UsageError
 from quantkit.osio import refuse_replacing
 
 if TYPE_CHECKING:
+    from quantkit.checkpoint import Lora
     from quantkit.verify import Difference, Recorded, Remaking, Verification
 
 SCHEMA = {"name": "quantkit.verify", "version": 1}
@@ -27,6 +29,7 @@ _HINT = "give --name, --metadata, --chat-template and --fix-special-tokens as th
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--source", type=SOURCE, help="What the file was made from.")
 @click.option("--imatrix", type=click.Path(path_type=Path), help="The importance matrix that went in.")
+@lora_option("the source")
 @describing
 @click.option("--write-statement", type=click.Path(path_type=Path), help="If all is equal, attest it in this file.")
 @click.option("--statement", type=click.Path(path_type=Path), help="Hold FILE against this statement instead.")
@@ -37,6 +40,7 @@ def command(
     file: Path,
     source: Path | None,
     imatrix: Path | None,
+    lora: tuple[Lora, ...],
     name: str | None,
     metadata: Sequence[str],
     chat_template: Path | None,
@@ -74,19 +78,19 @@ def command(
         from quantkit.imatrix import read_imatrix
         from quantkit.source import open_source
 
-        with open_source(source) as weights:
+        with open_source(source, lora=lora) as weights:
             importance = read_imatrix(imatrix) if imatrix else None
             described = description(name, metadata, chat_template, fix_special_tokens)
             remaking = remake(weights, recorded, imatrix=importance, warn=talk.warn, **described)
             if write_statement:
-                inputs = (*weights.shards, *(opened.path for opened in recorded.files), imatrix, chat_template)
+                inputs = (*weights.files, *(opened.path for opened in recorded.files), imatrix, chat_template)
                 refuse_replacing([write_statement], [path for path in inputs if path])
             with talk.progress("verifying", remaking.source_bytes) as progress:
                 found = compare(weights, recorded, remaking, threads=threads, progress=progress)
         _report(file, found.differences, _facts(recorded, remaking, found), as_json)
         talk.say(_told(recorded, remaking, found))
         if write_statement:
-            write(write_statement, state(recorded, found, importance))
+            write(write_statement, state(recorded, found, imatrix=importance, adapters=weights.adapters))
             talk.say(f"wrote {write_statement}")
 
 

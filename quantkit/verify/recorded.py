@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
-from quantkit.checkpoint import Checkpoint
+from quantkit.checkpoint import Adapter, Checkpoint
 from quantkit.errors import InputError, UnsupportedError, UsageError
 from quantkit.gguf_io import GGUFFile, Kind, TensorEntry, open_shards
 from quantkit.imatrix import Imatrix
 from quantkit.osio import InputFile
-from quantkit.plan import STRATEGY, Job, Output, Plan, Target, make_plan
+from quantkit.plan import LORA_KEY, STRATEGY, Job, Output, Plan, Target, make_plan
 from quantkit.qtypes import ALL
 from quantkit.recipe import Recipe, Rule, families, preset, presets
 from quantkit.source import GGUFWeights
@@ -51,6 +51,15 @@ class Recorded:
         """The value of a key that holds a string, or None."""
         field = self.fields.get(key)
         return field.value if field is not None and field.kind is Kind.STRING else None
+
+    @property
+    def adapters(self) -> list[tuple[str, float]]:
+        """The SHA-256 and the scale of each adapter that was merged into the source, in order."""
+        found: list[tuple[str, float]] = []
+        while (sha256 := self.text(f"{LORA_KEY}{len(found)}.sha256")) is not None:
+            scale = self.fields.get(f"{LORA_KEY}{len(found)}.scale")
+            found.append((sha256, scale.value if scale is not None and scale.kind is Kind.F32 else 0.0))
+        return found
 
     def tensors(self) -> Iterator[tuple[int, TensorEntry]]:
         """Every tensor with the number of its file, in the order of their bytes."""
@@ -101,12 +110,14 @@ def remake(
     """Plan the file anew from its source: the types are those of its own table, the strategy the one it records.
 
     arguments as of make_plan: what its conversion was given
-    raises    UsageError        the file was made with an importance matrix and none is given, or the other way round
-              InputError        the importance matrix is another one than the file records
+    raises    UsageError        the file was made with an importance matrix or adapters and none are given, or the other
+                                way round
+              InputError        the importance matrix or the adapters are others than the file records
               UnsupportedError  its strategy, or a type in its table, cannot be made
               and what make_plan raises
     """
     _check_imatrix(recorded, imatrix)
+    _check_adapters(recorded, weights.adapters)
     strategy = recorded.text("quantkit.strategy") or STRATEGY
     if strategy not in _STRATEGIES:
         raise UnsupportedError(
@@ -187,3 +198,26 @@ def _check_imatrix(recorded: Recorded, imatrix: Imatrix | None) -> None:
             expected=stated,
             found=imatrix.sha256,
         )
+
+
+def _check_adapters(recorded: Recorded, adapters: Sequence[Adapter]) -> None:
+    """A scale of another value is seen in the keys and the weights."""
+    stated, given = [sha256 for sha256, _ in recorded.adapters], [adapter.sha256 for adapter in adapters]
+    if stated == given or recorded.maker is None:
+        return
+    if not given:
+        raise UsageError(
+            "adapters were merged into the file's source",
+            hint="give the same ones, in the same order: --lora DIR[:SCALE]",
+            file=recorded.path,
+            expected=", ".join(stated),
+        )
+    if not stated:
+        raise UsageError("the file was made without adapters", hint="leave --lora out", file=recorded.path)
+    raise InputError(
+        "other adapters than the file was made with",
+        file=recorded.path,
+        key=f"{LORA_KEY}0.sha256",
+        expected=", ".join(stated),
+        found=", ".join(given),
+    )

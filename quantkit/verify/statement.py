@@ -9,19 +9,20 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pydantic
 
 from quantkit import __version__
+from quantkit.checkpoint import Adapter
 from quantkit.checkpoint.json_file import read_json
 from quantkit.errors import FormatError
 from quantkit.gguf_io import Kind
 from quantkit.imatrix import Imatrix
 from quantkit.osio import AtomicFile, InputFile
-from quantkit.plan import SOURCE_KEY, STRATEGY
+from quantkit.plan import LORA_KEY, SOURCE_KEY, STRATEGY
 from quantkit.verify.compare import Verification
 from quantkit.verify.differences import Difference, differs
 from quantkit.verify.recorded import IMATRIX_KEY, VERSION_KEY, Recorded
@@ -57,6 +58,10 @@ class _Recipe(_Part):
     sha256: str
 
 
+class _Adapter(_Sha256):
+    scale: float
+
+
 class _Predicate(_Part):
     """How the subjects came about.
 
@@ -66,6 +71,7 @@ class _Predicate(_Part):
     recipe    that the file records
     types     how many tensors have each type
     imatrix   the importance matrix, if one went in
+    lora      the adapters that were merged into the source, with their scales, float32
     strategy  how blocks are found
     """
 
@@ -75,6 +81,7 @@ class _Predicate(_Part):
     recipe: _Recipe | None
     types: dict[str, int]
     imatrix: _Sha256 | None
+    lora: list[_Adapter]
     strategy: str
 
 
@@ -87,7 +94,9 @@ class Statement(_Part):
     predicate: _Predicate
 
 
-def state(recorded: Recorded, verification: Verification, imatrix: Imatrix | None) -> dict[str, Any]:
+def state(
+    recorded: Recorded, verification: Verification, *, imatrix: Imatrix | None = None, adapters: Sequence[Adapter] = ()
+) -> dict[str, Any]:
     """The statement of a verification without differences, as JSON has it."""
     assert verification.subjects and not verification.differences, "nothing is stated of a file that differs"
     types = Counter(tensor.qtype.name for _, tensor in recorded.tensors())
@@ -102,6 +111,7 @@ def state(recorded: Recorded, verification: Verification, imatrix: Imatrix | Non
             "recipe": _recipe(recorded),
             "types": dict(types.most_common()),
             "imatrix": {"sha256": imatrix.sha256} if imatrix else None,
+            "lora": [{"sha256": adapter.sha256, "scale": adapter.scale} for adapter in adapters],
             "strategy": recorded.text("quantkit.strategy") or STRATEGY,
         },
     }
@@ -158,6 +168,7 @@ def _contradictions(recorded: Recorded, predicate: _Predicate) -> list[Differenc
         sources = {source.name: source.tensors_sha256 for source in predicate.source}
         said += [
             (IMATRIX_KEY, imatrix, recorded.text(IMATRIX_KEY)),
+            (LORA_KEY.rstrip("."), [(adapter.sha256, adapter.scale) for adapter in predicate.lora], recorded.adapters),
             ("quantkit.strategy", predicate.strategy, recorded.text("quantkit.strategy")),
             (SOURCE_KEY.rstrip("."), sources, _sources(recorded)),
         ]

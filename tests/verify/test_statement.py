@@ -57,6 +57,7 @@ def test_it_is_an_in_toto_statement_of_what_went_in_and_came_out(made: Path, sta
             "recipe": {"name": "Q4_K_M", "sha256": fields["quantkit.recipe.sha256"].value},
             "types": {"Q4_K": 7, "F32": 5, "Q6_K": 3},
             "imatrix": None,
+            "lora": [],
             "strategy": "reference",
         },
     }
@@ -110,6 +111,10 @@ def _imatrix(statement: Json) -> None:
     statement["predicate"]["imatrix"] = {"sha256": "0" * 64}
 
 
+def _lora(statement: Json) -> None:
+    statement["predicate"]["lora"] = [{"sha256": "0" * 64, "scale": 1.0}]
+
+
 def _strategy(statement: Json) -> None:
     statement["predicate"]["strategy"] = "feedback"
 
@@ -122,7 +127,7 @@ def _another_subject(statement: Json) -> None:
     statement["subject"].append({"name": "b.gguf", "digest": {"sha256": "0" * 64}})
 
 
-CONTRADICTIONS = (_source, _recipe, _imatrix, _strategy, _version, _another_subject)
+CONTRADICTIONS = (_source, _recipe, _imatrix, _lora, _strategy, _version, _another_subject)
 
 
 @pytest.mark.parametrize("edit", CONTRADICTIONS, ids=lambda edit: edit.__name__.lstrip("_"))
