@@ -31,7 +31,7 @@ class Mix:
     recipe     as written
     types      of the matrices, by GGUF name
     nbytes     of those that are counted
-    predicted  KL divergence on the windows of the sensitivities, nats
+    predicted  KL divergence on the text that is reported on, nats
     gap        (sum of costs - its proven lower bound) / sum of costs: 0 where no mix has a lower sum
     """
 

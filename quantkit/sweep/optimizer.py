@@ -9,7 +9,7 @@ from functools import cached_property
 
 from quantkit import __version__
 from quantkit.errors import GateError
-from quantkit.evaluate import n_group_steps, sample, shipped
+from quantkit.evaluate import Text, n_group_steps, sample, shipped
 from quantkit.gguf_io import place
 from quantkit.gguf_io.layout import padded
 from quantkit.memory import is_on_card, memory_use
@@ -18,6 +18,7 @@ from quantkit.qtypes import Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, Q8_0, QType
 from quantkit.recipe import load
 from quantkit.sweep.bounds import OFFERED, Bounds
 from quantkit.sweep.knapsack import Option, Solution, needs_solver, smallest, solve
+from quantkit.sweep.measurements import Measurements
 from quantkit.sweep.mix import Budget, Mix, Optimized
 from quantkit.sweep.request import Request
 from quantkit.sweep.response import Response
@@ -26,7 +27,7 @@ from quantkit.sweep.sweep import Sweep
 from quantkit.sweep.written import recipe_text
 from quantkit.units import size
 
-TEXT, TOKENS = "calibration.txt", 2560  # windows evenly over the text, so many tokens in all
+TEXT, TOKENS = "calibration.txt", 2560  # that matrices are tried on; so many tokens, in windows evenly over it
 # Where between the smallest mix and the largest those stand that the curve from costs to KL divergence goes through.
 CALIBRATING = (0.02, 0.1, 0.25, 0.45)
 # general.file_type of a mix: that of the preset named for the type in which most of its bytes are.
@@ -53,11 +54,11 @@ class Optimizer:
         self._vectors = {tensor.name: tensor for tensor in tensors if tensor.name not in self._shapes}
         self._choices = self._choices_in(bounds)
         self.budgets = [*map(self._checked, self._wanted())]
-        measured, window = sweep.measurements, sweep.request.window
-        text = sample([measured.model], shipped(TEXT), window, max(2, TOKENS // window), spread=True)
-        self._measured = measured.on(text)
+        self._tried, self._reported = (
+            self._evenly_over(text) for text in (shipped(TEXT), sweep.measurements.sample.text)
+        )
         types = dict.fromkeys([*OFFERED, *(qtype for _, qtype in bounds.keep)])
-        self._survey = Survey(self._measured, self._shapes, list(types), n_probes, sweep.store)
+        self._survey = Survey(self._tried, self._shapes, list(types), n_probes, sweep.store)
 
     # ---- what is measured
 
@@ -68,7 +69,7 @@ class Optimizer:
 
     def n_steps(self) -> int:
         """How often measure() will call progress."""
-        of_calibration = n_group_steps([self._measured.model.network] * (1 + len(CALIBRATING)))
+        of_calibration = n_group_steps([self._tried.model.network] * (1 + len(CALIBRATING)))
         return self._survey.n_steps() + of_calibration
 
     def memory_bytes(self) -> int:
@@ -78,7 +79,7 @@ class Optimizer:
     def measure(self, progress: Callable[[], None] = lambda: None) -> None:
         """Make the measurements that are missing, and keep each as it is made; raises what Survey.measure() does."""
         self._survey.measure(progress)
-        self._measured.measure(self._calibrating, progress)
+        self._reported.measure(self._calibrating, progress)
 
     @cached_property
     def sensitivity(self) -> Sensitivity:
@@ -87,10 +88,13 @@ class Optimizer:
 
     @cached_property
     def response(self) -> Response:
-        """From the sum of costs to KL divergence; everything is measured."""
+        """From the sum of costs to KL divergence on the text that is reported on; everything is measured.
+
+        It has no say in which mix is the best: a rising curve leaves them in the order of their sums.
+        """
         points = []
         for types in self._calibrating:
-            kld = self._measured.scores(types).kld
+            kld = self._reported.scores(types).kld
             assert kld is not None, "only the base has none"
             points.append((self.sensitivity.total(types), float(kld.mean())))
         return Response(points)
@@ -114,7 +118,7 @@ class Optimizer:
         """
         mixes = [self._mix(budget) for budget in self.budgets]
         sensitivity, bounds = self.sensitivity, self._bounds
-        text = self._measured.sample
+        text = self._tried.sample
         return Optimized(
             mixes,
             {
@@ -150,7 +154,7 @@ class Optimizer:
         return Mix(load(path), types, budget, solution.nbytes, predicted, solution.gap)
 
     def _comments(self, budget: Budget, solution: Solution, predicted: float) -> list[str]:
-        measured, sensitivity = self._measured, self.sensitivity
+        measured, sensitivity = self._tried, self.sensitivity
         host = sorted(self._shapes.keys() - budget.counted)
         n, n_positions = measured.sample.windows.shape
         n_guessed = len(self._shapes) - len(sensitivity.probed)
@@ -159,7 +163,8 @@ class Optimizer:
             f"The least KL divergence in {budget.nbytes:,} bytes of matrices"
             + (f", {', '.join(host)} aside" if host else "")
             + f"; these take {solution.nbytes:,}.",
-            f"Predicted: {predicted:.5f} nats; optimality gap of the sum of costs {100 * solution.gap:.2f} %.",
+            f"Predicted: {predicted:.5f} nats on {', '.join(self._reported.sample.text.names)}; "
+            f"optimality gap of the sum of costs {100 * solution.gap:.2f} %.",
             f"Costs: each of {len(self._shapes)} matrices alone in {PROBED}{guessed}, on {n} windows of {n_positions} "
             f"tokens of {TEXT}.",
             f"Bounds: {self._asked()}.",
@@ -175,6 +180,11 @@ class Optimizer:
         asked += [f"at least {bounds.least}"] if bounds.least else []
         asked += [f"one type for {pattern}" for pattern in bounds.same]
         return ", ".join(asked) or "none"
+
+    def _evenly_over(self, text: Text) -> Measurements:
+        """Those on a few windows of a text."""
+        measured, window = self._sweep.measurements, self._sweep.request.window
+        return measured.on(sample([measured.model], text, window, max(2, TOKENS // window), spread=True))
 
     # ---- the knapsack
 
