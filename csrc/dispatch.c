@@ -16,10 +16,13 @@ typedef struct {
     qk_find_unfit *find_unfit;
     qk_add_low_rank_fn *add_low_rank;
     qk_row_norms_fn *row_norms;
+    qk_feed_back_fn *feed_back;
+    qk_factor_rows_fn *factor_rows;
 } instruction_set;
 
 #define ENTRY(isa)                                                                                                     \
-    ((instruction_set){#isa, qk_kernels_##isa, qk_find_unfit_##isa, qk_add_low_rank_##isa, qk_row_norms_##isa})
+    ((instruction_set){#isa, qk_kernels_##isa, qk_find_unfit_##isa, qk_add_low_rank_##isa, qk_row_norms_##isa,         \
+                       qk_feed_back_##isa, qk_factor_rows_##isa})
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(QK_NO_VECTOR_EXTENSIONS)
 #include <cpuid.h>
@@ -160,6 +163,58 @@ qk_status qk_encode(qk_type type, const float *rows, int64_t n_rows, int64_t n_c
     }
     leave_float_mode(mode);
     return status;
+}
+
+/* Whether order has each column of each panel once. */
+static bool is_order(const uint8_t *order, int64_t n_columns) {
+    for (int64_t first = 0; first < n_columns; first += QK_PANEL) {
+        const int width = n_columns - first < QK_PANEL ? (int)(n_columns - first) : QK_PANEL;
+        bool seen[QK_PANEL] = {false};
+        for (int i = 0; i < width; i++) {
+            if (order[first + i] >= width || seen[order[first + i]]) return false;
+            seen[order[first + i]] = true;
+        }
+    }
+    return true;
+}
+
+qk_status qk_encode_feedback(qk_type type, const float *rows, int64_t n_rows, int64_t n_columns, const uint8_t *order,
+                             const float *factor, const float *importance, float limit, float *errors, uint8_t *blocks,
+                             int64_t *unfit) {
+    const qk_kernel *kernel = find(type);
+    if (kernel == NULL || kernel->coding == NULL) return QK_UNKNOWN_TYPE;
+    const int64_t row_bytes = qk_row_bytes(type, n_columns);
+    if (row_bytes < 0 || n_rows < 0 || !is_order(order, n_columns)) return QK_BAD_SHAPE;
+    qk_feed_back_fn *feed_back = in_use().feed_back;
+    qk_status status = QK_OK;
+    const float_mode mode = enter_float_mode();
+    const int64_t n = n_rows * n_columns, bad = in_use().find_unfit(rows, n, limit);
+    if (bad < n) {
+        *unfit = bad;
+        status = QK_UNFIT;
+    }
+    for (int64_t row = 0; row < n_rows && status == QK_OK; row += QK_GROUP_ROWS) {
+        const int64_t some = n_rows - row < QK_GROUP_ROWS ? n_rows - row : QK_GROUP_ROWS, at = row * n_columns;
+        const int64_t found = feed_back(kernel, rows + at, some, n_columns, order, factor, importance, limit,
+                                        errors + at, blocks + row * row_bytes);
+        if (found >= 0) {
+            *unfit = at + found;
+            status = QK_UNFIT;
+        }
+    }
+    leave_float_mode(mode);
+    return status;
+}
+
+qk_status qk_factor(float *matrix, int64_t n, int64_t first, int64_t row, int64_t n_rows, float least,
+                    int64_t *column) {
+    const int64_t width = n - first < QK_STRIP ? n - first : QK_STRIP;
+    const bool is_corner = row == first && n_rows == width, is_above = n_rows >= 0 && row >= 0 && row + n_rows <= first;
+    if (first < 0 || first >= n || first % QK_STRIP != 0 || !(is_corner || is_above)) return QK_BAD_SHAPE;
+    const float_mode mode = enter_float_mode();
+    *column = in_use().factor_rows(matrix, n, first, row, n_rows, least);
+    leave_float_mode(mode);
+    return *column < 0 ? QK_OK : QK_UNFIT;
 }
 
 qk_status qk_decode(qk_type type, const uint8_t *blocks, int64_t n_rows, int64_t n_columns, float *rows) {

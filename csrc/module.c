@@ -52,6 +52,58 @@ static PyObject *encode(PyObject *self, PyObject *args) {
     return result;
 }
 
+static PyObject *encode_feedback(PyObject *self, PyObject *args) {
+    (void)self;
+    int type;
+    long long n_rows, n_columns;
+    float limit;
+    Py_buffer rows, order, factor, importance, errors, blocks;
+    if (!PyArg_ParseTuple(args, "iy*LLy*y*y*fw*w*", &type, &rows, &n_rows, &n_columns, &order, &factor, &importance,
+                          &limit, &errors, &blocks))
+        return NULL;
+    PyObject *result = NULL;
+    if (order.len != n_columns || factor.len / 4 != n_columns * n_columns || importance.len / 4 != n_columns ||
+        errors.len != rows.len) {
+        PyErr_SetString(PyExc_ValueError, "a buffer does not have the size of its shape");
+    } else if (sizes_fit(type, n_rows, n_columns, &rows, &blocks)) {
+        qk_status status;
+        int64_t unfit = -1;
+        Py_BEGIN_ALLOW_THREADS
+        status = qk_encode_feedback((qk_type)type, rows.buf, n_rows, n_columns, order.buf, factor.buf, importance.buf,
+                                    limit, errors.buf, blocks.buf, &unfit);
+        Py_END_ALLOW_THREADS
+        result = status == QK_OK || status == QK_UNFIT ? PyLong_FromLongLong(unfit) : refuse(status);
+    }
+    PyBuffer_Release(&rows);
+    PyBuffer_Release(&order);
+    PyBuffer_Release(&factor);
+    PyBuffer_Release(&importance);
+    PyBuffer_Release(&errors);
+    PyBuffer_Release(&blocks);
+    return result;
+}
+
+static PyObject *factor(PyObject *self, PyObject *args) {
+    (void)self;
+    long long n, first, row, n_rows;
+    float least;
+    Py_buffer matrix;
+    if (!PyArg_ParseTuple(args, "w*LLLLf", &matrix, &n, &first, &row, &n_rows, &least)) return NULL;
+    PyObject *result = NULL;
+    if (n < 0 || matrix.len / 4 != n * n) {
+        PyErr_SetString(PyExc_ValueError, "a buffer does not have the size of its shape");
+    } else {
+        qk_status status;
+        int64_t column = -1;
+        Py_BEGIN_ALLOW_THREADS
+        status = qk_factor(matrix.buf, n, first, row, n_rows, least, &column);
+        Py_END_ALLOW_THREADS
+        result = status == QK_OK || status == QK_UNFIT ? PyLong_FromLongLong(column) : refuse(status);
+    }
+    PyBuffer_Release(&matrix);
+    return result;
+}
+
 static PyObject *decode(PyObject *self, PyObject *args) {
     (void)self;
     int type;
@@ -142,6 +194,12 @@ static PyMethodDef methods[] = {
     {"encode", encode, METH_VARARGS,
      "encode(type, rows, n_rows, n_columns, importance, limit, blocks): pack; the flat index of the first unfit value, "
      "or -1"},
+    {"encode_feedback", encode_feedback, METH_VARARGS,
+     "encode_feedback(type, rows, n_rows, n_columns, order, factor, importance, limit, errors, blocks): pack with "
+     "error "
+     "feedback; the flat index of the first unfit corrected value, or -1"},
+    {"factor", factor, METH_VARARGS,
+     "factor(matrix, n, first, row, n_rows, least): a step of H = G G^T; the column of a pivot not above least, or -1"},
     {"decode", decode, METH_VARARGS, "decode(type, blocks, n_rows, n_columns, rows): unpack"},
     {"add_low_rank", add_low_rank, METH_VARARGS,
      "add_low_rank(rows, n_rows, n_columns, coefficients, basis, rank, scale): rows += scale * (coefficients x basis)"},

@@ -56,6 +56,31 @@ int64_t qk_row_bytes(qk_type type, int64_t n_columns);
 qk_status qk_encode(qk_type type, const float *rows, int64_t n_rows, int64_t n_columns, const float *importance,
                     float limit, uint8_t *blocks, int64_t *unfit);
 
+/* The same with error feedback, for the types with scales and codes but Q8_0 (others: QK_UNKNOWN_TYPE): every column is
+ * rounded as near as its block allows to what the errors of the columns before it make of it.
+ *
+ *     corrected_j = weight_j + e_0 M_0j + e_1 M_1j + ... + e_{j-1} M_{j-1,j},      e_i = weight_i - value_i,
+ *
+ * added in this order in float32. Columns are numbered here as they are rounded: panel by panel of QK_PANEL columns,
+ * the last of them narrower, and within a panel as order says, n_columns numbers of columns counted from their panel's
+ * first. factor is M, n_columns x n_columns; only M_ij with i < j is read. The scales of a panel are those of
+ * qk_encode() for its corrected weights as they stand before any of it is rounded, as a row of their own, with
+ * importance, which is in the order of the rows. Every |corrected| must then be <= limit too; of those that are not,
+ * QK_UNFIT reports one. errors is scratch of the size of rows. Else as qk_encode(); which rows share a call does not
+ * matter. QK_BAD_SHAPE if order is none. */
+enum { QK_PANEL = 256 };
+qk_status qk_encode_feedback(qk_type type, const float *rows, int64_t n_rows, int64_t n_columns, const uint8_t *order,
+                             const float *factor, const float *importance, float limit, float *errors, uint8_t *blocks,
+                             int64_t *unfit);
+
+/* A step of H = G G^T with G upper triangular, in place in the upper triangle of the n x n matrix H; all of it is to be
+ * finite, and what is below the diagonal is overwritten with nothing of use. Strips of QK_STRIP columns, the last of
+ * them narrower, are done from the last to the first: first the strip's own rows in one call (row = first, n_rows = its
+ * width), then those above it, in any pieces and threads. QK_UNFIT is returned where a pivot is not above least, and
+ * *column is its column. */
+enum { QK_STRIP = 64 };
+qk_status qk_factor(float *matrix, int64_t n, int64_t first, int64_t row, int64_t n_rows, float least, int64_t *column);
+
 /* Unpack n_rows x n_columns floats from n_rows * qk_row_bytes() bytes. Any bytes are decoded, NaN scales included. */
 qk_status qk_decode(qk_type type, const uint8_t *blocks, int64_t n_rows, int64_t n_columns, float *rows);
 

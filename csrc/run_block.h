@@ -77,6 +77,28 @@ INLINE void put_low(const run_chunk *s, int block, uint8_t *out) {
     for (int word = 0; word < 4; word++) put_u32(out + 4 * word, s->low[word][block]);
 }
 
+/* The same of one block. */
+INLINE void put_low_codes(const uint8_t *q, uint8_t *out) {
+    for (int i = 0; i < 16; i++) out[i] = (uint8_t)((q[i] & 15) | (q[16 + i] & 15) << 4);
+}
+
+INLINE void put_high_codes(const uint8_t *q, uint8_t *out) {
+    uint32_t high = 0;
+    for (int i = 0; i < BLOCK_32; i++) high |= (uint32_t)(q[i] >> 4) << i;
+    put_u32(out, high);
+}
+
+/* The one step and offset of a block: d alone, or d and m. */
+static void scale_of_symmetric(const uint8_t *block, float *step, float *offset) {
+    *step = f32_from_f16(get_u16(block));
+    *offset = 0;
+}
+
+static void scale_of_range(const uint8_t *block, float *step, float *offset) {
+    *step = f32_from_f16(get_u16(block));
+    *offset = -f32_from_f16(get_u16(block + 2));
+}
+
 /* The runs of a chunk, and their weights where there is importance. */
 INLINE void load_chunk(chunk c, lane_f (*x)[MAX_RUN], lane_f (*w)[MAX_RUN]) {
     for (int g = 0; g < GROUPS; g++) {

@@ -181,6 +181,16 @@ INLINE void pack_head(const scale_min_chunk *s, int block, uint8_t *out) {
     memcpy(out + 4, s->scales[block], SIX_BITS_BYTES);
 }
 
+static void scales_head(const uint8_t *block, float *step, float *offset) {
+    const float d = f32_from_f16(get_u16(block)), dmin = f32_from_f16(get_u16(block + 2));
+    uint8_t scale[8], min[8];
+    unpack_six_bits(block + 4, scale, min);
+    for (int r = 0; r < 8; r++) {
+        step[r] = d * scale[r];
+        offset[r] = dmin * min[r];
+    }
+}
+
 /* What the head of such a block means: step[r] = d * scale[r] and offset[8 + r] = dmin * min[r], r = 0..7. Both have 16
  * entries, for all codes are multiplied by both. Not INLINE: what lies in memory spreads over a vector's lanes as it
  * is loaded, what a compiler keeps in one vector it shuffles into every other. */

@@ -9,3 +9,17 @@ def decode(type: int, blocks: Buffer, n_rows: int, n_columns: int, rows: Buffer,
 def use(name: str | None, /) -> None: ...
 def isa() -> str: ...
 def isas() -> tuple[str, ...]: ...
+def encode_feedback(
+    type: int,
+    rows: Buffer,
+    n_rows: int,
+    n_columns: int,
+    order: Buffer,
+    factor: Buffer,
+    importance: Buffer,
+    limit: float,
+    errors: Buffer,
+    blocks: Buffer,
+    /,
+) -> int: ...
+def factor(matrix: Buffer, n: int, first: int, row: int, n_rows: int, least: float, /) -> int: ...

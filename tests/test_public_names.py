@@ -13,7 +13,17 @@ import pytest
 from quantkit import errors, qtypes
 
 PUBLIC = {
-    "quantkit.kernels": {"add_low_rank", "backend", "backends", "decode", "encode", "row_norms", "using"},
+    "quantkit.kernels": {
+        "add_low_rank",
+        "backend",
+        "backends",
+        "decode",
+        "encode",
+        "encode_feedback",
+        "factor_rows",
+        "row_norms",
+        "using",
+    },
     "quantkit.release": {"Upload", "push", "read_settings", "upload"},
     "quantkit.release.release": {"Order", "Release"},
     "quantkit.report": {"Report", "read_report", "write_pages"},

@@ -41,12 +41,26 @@ INLINE void pack_two_bits(const uint8_t *q, uint8_t *out) {
         }
 }
 
+static void scales_q2_k(const uint8_t *block, float *step, float *offset) {
+    const float d = f32_from_f16(get_u16(block + 80)), dmin = f32_from_f16(get_u16(block + 82));
+    uint8_t scale[16], min[16];
+    unpack_nibbles(block, scale, min);
+    for (int r = 0; r < 16; r++) {
+        step[r] = d * scale[r];
+        offset[r] = dmin * min[r];
+    }
+}
+
+static void put_codes_q2_k(const uint8_t *q, uint8_t *block) { pack_two_bits(q, block + 16); }
+
+static const qk_coding q2_k_coding = {16, 3, 0, scales_q2_k, put_codes_q2_k};
+
 static void encode_q2_k_chunk(chunk c, uint8_t *out) {
     scale_min_chunk s;
     encode_scale_min_chunk(q2_k_kind, c, &s);
     for (int b = 0; b < LANES; b++, out += Q2_K_BYTES) {
         memcpy(out, s.scales[b], 16);
-        pack_two_bits(s.q + b * BLOCK_256, out + 16);
+        put_codes_q2_k(s.q + b * BLOCK_256, out);
         put_u16(out + 80, s.d[b]);
         put_u16(out + 82, s.dmin[b]);
     }

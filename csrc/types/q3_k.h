@@ -8,7 +8,7 @@
  */
 enum { Q3_K_BYTES = 110, Q3_K_HALF = 4 };
 
-INLINE void pack_q3_k(const uint8_t *q, const int8_t *scale, uint16_t d, uint8_t *out) {
+static void put_codes_q3_k(const uint8_t *q, uint8_t *out) {
     uint8_t low[BLOCK_256];
     for (int i = 0; i < BLOCK_256; i++) low[i] = q[i] & 3;
     for (int i = 0; i < 32; i++) {
@@ -17,6 +17,10 @@ INLINE void pack_q3_k(const uint8_t *q, const int8_t *scale, uint16_t d, uint8_t
         out[i] = (uint8_t)high;
     }
     pack_two_bits(low, out + 32);
+}
+
+INLINE void pack_q3_k(const uint8_t *q, const int8_t *scale, uint16_t d, uint8_t *out) {
+    put_codes_q3_k(q, out);
     uint8_t s[16];
     for (int r = 0; r < 16; r++) s[r] = (uint8_t)(scale[r] + 32);
     for (int r = 0; r < 8; r++) out[96 + r] = (uint8_t)((s[r] & 15) | s[r + 8] << 4);
@@ -95,6 +99,18 @@ INLINE void unpack_q3_k_scales(const uint8_t *in, uint8_t *s) {
         put_u32(s + 4 * p, (low & 0x0f0f0f0f) | (high >> 2 * p & 0x03030303) << 4);
     }
 }
+
+static void scales_q3_k(const uint8_t *block, float *step, float *offset) {
+    const float d = f32_from_f16(get_u16(block + 108));
+    uint8_t s[16];
+    unpack_q3_k_scales(block + 96, s);
+    for (int r = 0; r < 16; r++) {
+        step[r] = d * (float)(s[r] - 32);
+        offset[r] = 0;
+    }
+}
+
+static const qk_coding q3_k_coding = {16, 7, Q3_K_HALF, scales_q3_k, put_codes_q3_k};
 
 static void decode_q3_k(const uint8_t *in, int64_t n_blocks, float *x) {
     for (; n_blocks > 0; n_blocks--, x += BLOCK_256, in += Q3_K_BYTES) {

@@ -12,6 +12,10 @@ static void pack_q4_0(const run_chunk *s, uint8_t *out) {
     }
 }
 
+static void put_codes_q4_0(const uint8_t *q, uint8_t *block) { put_low_codes(q, block + 2); }
+
+static const qk_coding q4_0_coding = {BLOCK_32, 15, 8, scale_of_symmetric, put_codes_q4_0};
+
 static void encode_q4_0_chunk(chunk c, uint8_t *out) {
     run_chunk s[GROUPS];
     encode_symmetric_chunk(c, 8, s);

@@ -14,6 +14,10 @@ static void pack_q4_1(const run_chunk *s, uint8_t *out) {
     }
 }
 
+static void put_codes_q4_1(const uint8_t *q, uint8_t *block) { put_low_codes(q, block + 4); }
+
+static const qk_coding q4_1_coding = {BLOCK_32, 15, 0, scale_of_range, put_codes_q4_1};
+
 static void encode_q4_1_chunk(chunk c, uint8_t *out) {
     run_chunk s[GROUPS];
     encode_range_chunk(c, 15, s);

@@ -19,14 +19,19 @@ static const scale_min_kind q4_k_kind = {
     .unpack_scales = unpack_six_bits,
 };
 
+static void put_codes_q4_k(const uint8_t *q, uint8_t *block) {
+    for (int p = 0; p < 4; p++)
+        for (int i = 0; i < 32; i++) block[16 + 32 * p + i] = (uint8_t)(q[64 * p + i] | q[64 * p + 32 + i] << 4);
+}
+
+static const qk_coding q4_k_coding = {32, 15, 0, scales_head, put_codes_q4_k};
+
 static void encode_q4_k_chunk(chunk c, uint8_t *out) {
     scale_min_chunk s;
     encode_scale_min_chunk(q4_k_kind, c, &s);
     for (int b = 0; b < LANES; b++, out += Q4_K_BYTES) {
-        const uint8_t *q = s.q + b * BLOCK_256;
         pack_head(&s, b, out);
-        for (int p = 0; p < 4; p++)
-            for (int i = 0; i < 32; i++) out[16 + 32 * p + i] = (uint8_t)(q[64 * p + i] | q[64 * p + 32 + i] << 4);
+        put_codes_q4_k(s.q + b * BLOCK_256, out);
     }
 }
 

@@ -14,6 +14,13 @@ static void pack_q5_0(const run_chunk *s, uint8_t *out) {
     }
 }
 
+static void put_codes_q5_0(const uint8_t *q, uint8_t *block) {
+    put_high_codes(q, block + 2);
+    put_low_codes(q, block + 6);
+}
+
+static const qk_coding q5_0_coding = {BLOCK_32, 31, 16, scale_of_symmetric, put_codes_q5_0};
+
 static void encode_q5_0_chunk(chunk c, uint8_t *out) {
     run_chunk s[GROUPS];
     encode_symmetric_chunk(c, 16, s);

@@ -16,6 +16,13 @@ static void pack_q5_1(const run_chunk *s, uint8_t *out) {
     }
 }
 
+static void put_codes_q5_1(const uint8_t *q, uint8_t *block) {
+    put_high_codes(q, block + 4);
+    put_low_codes(q, block + 8);
+}
+
+static const qk_coding q5_1_coding = {BLOCK_32, 31, 0, scale_of_range, put_codes_q5_1};
+
 static void encode_q5_1_chunk(chunk c, uint8_t *out) {
     run_chunk s[GROUPS];
     encode_range_chunk(c, 31, s);

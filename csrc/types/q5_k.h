@@ -20,20 +20,24 @@ static const scale_min_kind q5_k_kind = {
     .unpack_scales = unpack_six_bits,
 };
 
+static void put_codes_q5_k(const uint8_t *q, uint8_t *block) {
+    for (int i = 0; i < 32; i++) {
+        unsigned high = 0;
+        for (int r = 0; r < 8; r++) high |= (unsigned)(q[32 * r + i] >> 4) << r;
+        block[16 + i] = (uint8_t)high;
+    }
+    for (int p = 0; p < 4; p++)
+        for (int i = 0; i < 32; i++) block[48 + 32 * p + i] = (uint8_t)((q[64 * p + i] & 15) | q[64 * p + 32 + i] << 4);
+}
+
+static const qk_coding q5_k_coding = {32, 31, 0, scales_head, put_codes_q5_k};
+
 static void encode_q5_k_chunk(chunk c, uint8_t *out) {
     scale_min_chunk s;
     encode_scale_min_chunk(q5_k_kind, c, &s);
     for (int b = 0; b < LANES; b++, out += Q5_K_BYTES) {
-        const uint8_t *q = s.q + b * BLOCK_256;
         pack_head(&s, b, out);
-        for (int i = 0; i < 32; i++) {
-            unsigned high = 0;
-            for (int r = 0; r < 8; r++) high |= (unsigned)(q[32 * r + i] >> 4) << r;
-            out[16 + i] = (uint8_t)high;
-        }
-        for (int p = 0; p < 4; p++)
-            for (int i = 0; i < 32; i++)
-                out[48 + 32 * p + i] = (uint8_t)((q[64 * p + i] & 15) | q[64 * p + 32 + i] << 4);
+        put_codes_q5_k(s.q + b * BLOCK_256, out);
     }
 }
 

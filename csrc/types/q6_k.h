@@ -8,16 +8,30 @@
  */
 enum { Q6_K_BYTES = 210, Q6_K_HALF = 32 };
 
-INLINE void pack_q6_k(const uint8_t *q, const int8_t *scale, uint16_t d, uint8_t *out) {
+static void put_codes_q6_k(const uint8_t *q, uint8_t *out) {
     for (int h = 0; h < 2; h++, q += 128) {
         for (int i = 0; i < 64; i++) out[64 * h + i] = (uint8_t)((q[i] & 15) | (q[64 + i] & 15) << 4);
         for (int i = 0; i < 32; i++)
             out[128 + 32 * h + i] =
                 (uint8_t)(q[i] >> 4 | q[32 + i] >> 4 << 2 | q[64 + i] >> 4 << 4 | q[96 + i] >> 4 << 6);
     }
+}
+
+INLINE void pack_q6_k(const uint8_t *q, const int8_t *scale, uint16_t d, uint8_t *out) {
+    put_codes_q6_k(q, out);
     memcpy(out + 192, scale, 16);
     put_u16(out + 208, d);
 }
+
+static void scales_q6_k(const uint8_t *block, float *step, float *offset) {
+    const float d = f32_from_f16(get_u16(block + 208));
+    for (int r = 0; r < 16; r++) {
+        step[r] = d * (float)(int8_t)block[192 + r];
+        offset[r] = 0;
+    }
+}
+
+static const qk_coding q6_k_coding = {16, 63, Q6_K_HALF, scales_q6_k, put_codes_q6_k};
 
 static void encode_q6_k_chunk(chunk c, uint8_t *out) {
     scale_chunk s;

@@ -18,8 +18,23 @@ from types import ModuleType
 import numpy as np
 import numpy.typing as npt
 
-from quantkit.errors import MagnitudeError, NotFiniteError, ShapeError, UsageError
-from quantkit.kernels import decoded_only, low_rank, plain, q2_k, q3_k, q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k, q8_0
+from quantkit.errors import MagnitudeError, NotFiniteError, ShapeError, UnsupportedError, UsageError
+from quantkit.kernels import (
+    decoded_only,
+    feedback,
+    low_rank,
+    plain,
+    q2_k,
+    q3_k,
+    q4_0,
+    q4_1,
+    q4_k,
+    q5_0,
+    q5_1,
+    q5_k,
+    q6_k,
+    q8_0,
+)
 from quantkit.kernels.lanes import Importance, mean_squares
 from quantkit.qtypes import QType
 
@@ -156,6 +171,69 @@ def encode(rows: F32Array, qtype: QType, importance: F32Array | None = None, *, 
     return out
 
 
+def encode_feedback(
+    rows: F32Array,
+    qtype: QType,
+    order: U8Array,
+    factor: F32Array,
+    importance: F32Array,
+    *,
+    out: U8Array | None = None,
+) -> U8Array:
+    """Pack float rows into blocks of qtype, each column with an eye to the errors of those before it.
+
+    order       uint8 (k,): the columns of each panel of feedback.PANEL as they are rounded, counted from its first
+    factor      float32 (k, k): M of H = M D M^T, H the second moments of what the rows are multiplied by, in that
+                order; only what is above the diagonal is read
+    importance  of each column, as of encode(); for the scales
+    rows, out   as of encode(), and so is what is returned; each row's blocks depend on no other row
+    raises      UnsupportedError  qtype is none of feedback.CODINGS
+                ShapeError, NotFiniteError, MagnitudeError
+                                  as of encode(); the last also where errors make a weight too large
+    """
+    coding = feedback.CODINGS.get(qtype.name)
+    if coding is None:
+        raise UnsupportedError(f"{qtype} is not packed with error feedback", hint=", ".join(feedback.CODINGS))
+    _check(rows, np.float32, "rows")
+    n, k = rows.shape
+    shape = (n, qtype.row_bytes(k))
+    out = np.empty(shape, np.uint8) if out is None else _check(out, np.uint8, "out", shape)
+    _check(order, np.uint8, "order", (k,))
+    if not feedback.is_order(order):
+        raise ShapeError("order is none of the columns of each panel")
+    _check(factor, np.float32, "factor", (k, k))
+    _check(importance, np.float32, "importance", (k,))
+    native, limit = _native(), qtype.max_abs
+    if native:
+        unfit = native.encode_feedback(qtype.id, rows, n, k, order, factor, importance, limit, np.empty_like(rows), out)
+    else:
+        unfit = _first_unfit(rows, limit)
+        if unfit < 0:
+            with np.errstate(all="ignore"):
+                unfit = feedback.encode(rows, coding, qtype.block_weights, order, factor, importance, limit, out)
+    if unfit >= 0:
+        raise _unfit_error(rows, unfit, qtype)
+    return out
+
+
+def factor_rows(matrix: F32Array, first: int, row: int, n_rows: int, least: float) -> int:
+    """A step of H = G G^T, G upper triangular, in place: feedback.factor_rows, whose words hold for matrix as h.
+
+    matrix   float32 (n, n), C order, finite
+    first    of the strip's columns, a multiple of feedback.STRIP
+    row      the first of n_rows rows: first itself, and then they are the strip's own, or rows above the strip
+    least    what every pivot is above
+    returns  the column of a pivot that is not, or -1
+    raises   ShapeError  matrix is not as above
+    """
+    _check(matrix, np.float32, "matrix", (len(matrix), len(matrix)))
+    native = _native()
+    if native:
+        return int(native.factor(matrix, len(matrix), first, row, n_rows, least))
+    with np.errstate(all="ignore"):
+        return feedback.factor_rows(matrix, first, row, n_rows, least)
+
+
 def decode(blocks: U8Array, qtype: QType, *, out: F32Array | None = None) -> F32Array:
     """Unpack blocks of qtype into float rows.
 
@@ -278,6 +356,8 @@ def _unfit_error(rows: F32Array, flat: int, qtype: QType) -> NotFiniteError | Ma
     value = float(rows[row, column])
     if not np.isfinite(value):
         return NotFiniteError("a weight is not a finite number", row=row, column=column, found=value)
+    if abs(value) <= qtype.max_abs:
+        return MagnitudeError(f"the errors before it make a weight too large for {qtype}", row=row, column=column)
     return MagnitudeError(
         f"a weight is too large for {qtype}", row=row, column=column, expected=f"at most {qtype.max_abs:g}", found=value
     )
