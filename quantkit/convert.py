@@ -196,7 +196,7 @@ def _fill(weights: Weights, plan: Plan, parts: Sequence[_Part], threads: int, pr
                 part.record()
             recorded = time.monotonic()
 
-    run(weights, map(left, plan.jobs), put, threads=threads, done=done, progress=advance)
+    run(weights, map(left, plan.jobs), put, threads=threads, strategy=plan.strategy, done=done, progress=advance)
 
 
 def _check_paths(weights: Weights, plan: Plan, paths: Sequence[Path]) -> None:

@@ -3,7 +3,8 @@
     <folder>/blk.0.safetensors, blk.1.safetensors, ...
     NAME              F32 (k (k + 1) / 2,)  of the matrix of that GGUF name with k columns: the rows of the lower
                       triangle, one after another
-    metadata          count: tokens that were added up;  text_sha256;  quantkit: its version
+    metadata          count: tokens that were added up;  text_sha256;  quantkit: its version;
+                      NAME.sha256: of that tensor's bytes
 
 They are for methods that round one column with an eye to the others.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -32,24 +33,32 @@ _COLLECT = "collect the second moments with this very model: quantkit imatrix --
 _LAYER_FILE = re.compile(r"(blk\.([0-9]+))\.safetensors", re.ASCII)
 _IN_A_LAYER = re.compile(r"(blk\.[0-9]+)\..+", re.ASCII | re.DOTALL)
 _COUNT = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)
-_TEXT_SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _MIRRORED_AT_ONCE = 1024  # columns; a square of them, 4 MiB, is turned over within the cache
 
 
-@dataclass(frozen=True, eq=False)
-class Moments:
-    """The second moments of what one matrix is multiplied by.
+@dataclass(frozen=True)
+class Record:
+    """What is recorded of the second moments of one matrix.
 
-    sums         float32 (k, k), symmetric, finite: x x^T added up over the tokens
     count        tokens that were added up
     text_sha256  of the text they are of
     sha256       of the packed triangle's bytes
     """
 
-    sums: F32Array
     count: int
     text_sha256: str
     sha256: str
+
+
+@dataclass(frozen=True, eq=False)
+class Moments(Record):
+    """The second moments of what one matrix is multiplied by.
+
+    sums  float32 (k, k), symmetric, finite: x x^T added up over the tokens
+    """
+
+    sums: F32Array
 
 
 def nbytes(columns: Iterable[int]) -> int:
@@ -67,7 +76,8 @@ def write_layer(folder: Path, layer: str, sums: Mapping[str, F32Array], count: i
     from safetensors.numpy import save
 
     packed = {name: pack(matrix) for name, matrix in sums.items()}
-    metadata = {"count": str(count), "text_sha256": text_sha256, "quantkit": __version__}
+    digests = {f"{name}.sha256": hashlib.sha256(matrix.data).hexdigest() for name, matrix in packed.items()}
+    metadata = {"count": str(count), "text_sha256": text_sha256, "quantkit": __version__} | digests
     with AtomicFile(layer_file(folder, layer)) as out:
         out.write(save(packed, metadata=metadata), 0)
         out.publish()
@@ -117,10 +127,15 @@ def pack(matrix: F32Array) -> F32Array:
     return packed
 
 
-def has_moments(folder: Path, name: str) -> bool:
-    """Whether folder has a file for the layer of a GGUF name; the matrices of layers alone have moments."""
-    layer = _IN_A_LAYER.fullmatch(name)
-    return layer is not None and layer_file(folder, layer[1]).exists()
+def has_moments(name: str) -> bool:
+    """Whether the matrix of a GGUF name has second moments: those of layers do."""
+    return _IN_A_LAYER.fullmatch(name) is not None
+
+
+def read_record(folder: Path, name: str, n_columns: int) -> Record:
+    """What is recorded of the second moments of a matrix; raises as read_moments, but for what the values are."""
+    with InputFile(_file_of(folder, name)) as file:
+        return _find(file, name, n_columns)[1]
 
 
 def read_moments(folder: Path, name: str, n_columns: int) -> Moments:
@@ -134,47 +149,60 @@ def read_moments(folder: Path, name: str, n_columns: int) -> Moments:
                TensorError  the matrix is not in it, or is of another size
                DiskError    reading failed
     """
+    with InputFile(_file_of(folder, name)) as file:
+        tensor, record = _find(file, name, n_columns)
+        return Moments(**asdict(record), sums=_read_triangle(file, tensor, n_columns, record.sha256))
+
+
+def _file_of(folder: Path, name: str) -> Path:
     layer = _IN_A_LAYER.fullmatch(name)
     if layer is None:
         raise TensorError("only the matrices of layers have second moments", tensor=name)
-    path = layer_file(folder, layer[1])
-    with InputFile(path) as file:
-        tensors = read_header(file)
-        if name not in tensors:
-            raise TensorError("no second moments of this matrix", hint=_COLLECT, file=path, tensor=name)
-        count, text_sha256 = _metadata(path)
-        sums, sha256 = _read_triangle(file, tensors[name], n_columns)
-        return Moments(sums, count, text_sha256, sha256)
+    return layer_file(folder, layer[1])
 
 
-def _metadata(path: Path) -> tuple[int, str]:
-    """count and text_sha256 of a file whose header is sound; raises FormatError."""
-    from safetensors import safe_open
-
-    with safe_open(path, "numpy") as file:
-        metadata = file.metadata() or {}
-    for key, form, expected in (
-        ("count", _COUNT, "a number of tokens"),
-        ("text_sha256", _TEXT_SHA256, "64 hexadecimal digits"),
-    ):
-        if not form.fullmatch(found := metadata.get(key, "")):
-            raise FormatError(
-                "is no file of second moments", hint=_COLLECT, file=path, key=key, expected=expected, found=found[:80]
-            )
-    return int(metadata["count"]), metadata["text_sha256"]
-
-
-def _read_triangle(file: InputFile, tensor: TensorInfo, k: int) -> tuple[F32Array, str]:
-    """The symmetric matrix (k, k), and the SHA-256 of its packed triangle."""
+def _find(file: InputFile, name: str, k: int) -> tuple[TensorInfo, Record]:
+    """Where the triangle of a matrix with k columns is, and what it is of."""
+    tensors = read_header(file)
+    if name not in tensors:
+        raise TensorError("no second moments of this matrix", hint=_COLLECT, file=file.path, tensor=name)
+    tensor = tensors[name]
     if tensor.dtype is not F32 or tensor.shape != (k * (k + 1) // 2,):
         raise TensorError(
             "the second moments are of a matrix of another size",
             hint=_COLLECT,
             file=file.path,
-            tensor=tensor.name,
+            tensor=name,
             expected=f"F32 [{k * (k + 1) // 2}], the triangle of {k} columns",
             found=f"{tensor.dtype} {list(tensor.shape)}",
         )
+    return tensor, _record(file.path, name)
+
+
+def _record(path: Path, name: str) -> Record:
+    """What the metadata of a file whose header is sound says of a matrix; raises FormatError."""
+    from safetensors import safe_open
+
+    with safe_open(path, "numpy") as file:
+        metadata = file.metadata() or {}
+
+    def value(key: str, form: re.Pattern[str], expected: str) -> str:
+        found: str = metadata.get(key, "")
+        if not form.fullmatch(found):
+            raise FormatError(
+                "is no file of second moments", hint=_COLLECT, file=path, key=key, expected=expected, found=found[:80]
+            )
+        return found
+
+    return Record(
+        int(value("count", _COUNT, "a number of tokens")),
+        value("text_sha256", _SHA256, "64 hexadecimal digits"),
+        value(f"{name}.sha256", _SHA256, "64 hexadecimal digits"),
+    )
+
+
+def _read_triangle(file: InputFile, tensor: TensorInfo, k: int, sha256: str) -> F32Array:
+    """The symmetric matrix (k, k) whose packed triangle has that SHA-256."""
     sums = np.empty((k, k), np.float32)
     digest = hashlib.sha256()
     for row in range(k):
@@ -193,8 +221,17 @@ def _read_triangle(file: InputFile, tensor: TensorInfo, k: int) -> tuple[F32Arra
                 expected="a finite number, on the diagonal at least 0",
                 found=float(values[wrong]),
             )
+    if digest.hexdigest() != sha256:
+        raise FormatError(
+            "the second moments are not those that were collected",
+            hint=_COLLECT,
+            file=file.path,
+            tensor=tensor.name,
+            expected=sha256,
+            found=digest.hexdigest(),
+        )
     _mirror(sums)
-    return sums, digest.hexdigest()
+    return sums
 
 
 def _mirror(matrix: F32Array) -> None:

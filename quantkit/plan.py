@@ -30,8 +30,8 @@ from quantkit.imatrix import USUALLY_WITHOUT, Imatrix, Values, coverage
 from quantkit.qtypes import Q2_K, QType
 from quantkit.recipe import Facts, Recipe, layer_of
 from quantkit.source import GGUFWeights, read_source
+from quantkit.strategy import REFERENCE, STRATEGY_KEY, Strategy
 
-STRATEGY = "reference"
 SOURCE_KEY = "quantkit.source."
 LORA_KEY = "quantkit.lora."
 ORIGIN_KEYS = ("quantkit.source.repo", "quantkit.source.revision")
@@ -152,10 +152,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """The outputs, and a job for each tensor in the order of the outputs' bytes."""
+    """The outputs, a job for each tensor in the order of the outputs' bytes, and how their matrices are packed."""
 
     outputs: tuple[Output, ...]
     jobs: tuple[Job, ...]
+    strategy: Strategy = REFERENCE
 
     @property
     def files(self) -> tuple[OutputFile, ...]:
@@ -177,6 +178,7 @@ def make_plan(
     imatrix: Imatrix | None = None,
     overrides: Mapping[str, str] | None = None,
     split_max_bytes: int | None = None,
+    strategy: Strategy = REFERENCE,
     warn: Callable[[str], None],
 ) -> Plan:
     """Plan one output for each recipe.
@@ -187,6 +189,7 @@ def make_plan(
     imatrix             importance of the columns, for every matrix that it has an entry for
     overrides           metadata by key, as `fields.overridden` takes it
     split_max_bytes     begin another shard where a file's tensors would take more
+    strategy            how the codes of matrices are found
     warn                called with each warning about the source
     raises              InputError in its kinds: whatever is wrong with the source or does not fit together
                         UsageError: a recipe needs an importance matrix, or tokens of a GGUF file are to be repaired
@@ -203,12 +206,15 @@ def make_plan(
     )
     for recipe in recipes:
         recipe.check(facts)
+    columns = {tensor.gguf: tensor.shape[-1] for tensor in tensors if len(tensor.shape) > 1}
     if imatrix:
-        coverage(imatrix, [(tensor.gguf, tensor.shape[-1]) for tensor in tensors if len(tensor.shape) > 1], warn)
+        coverage(imatrix, columns.items(), warn)
     importance = {
         tensor.gguf: imatrix.of(tensor.gguf, tensor.shape[-1]) if imatrix and len(tensor.shape) > 1 else None
         for tensor in tensors
     }
+
+    of_strategy = strategy.check(columns, warn)
 
     def output(recipe: Recipe) -> Output:
         typed = [(t.gguf, t.shape, recipe.type_of(t.gguf, t.shape, facts)) for t in tensors]
@@ -222,7 +228,8 @@ def make_plan(
             Field("quantkit.version", Kind.STRING, __version__),
             Field("quantkit.recipe.name", Kind.STRING, recipe.name),
             Field("quantkit.recipe.sha256", Kind.STRING, recipe.sha256),
-            Field("quantkit.strategy", Kind.STRING, STRATEGY),
+            Field(STRATEGY_KEY, Kind.STRING, strategy.name),
+            *of_strategy,
             *_imatrix_fields(imatrix),
             *_source_fields(weights),
             *_lora_fields(weights),
@@ -248,7 +255,7 @@ def make_plan(
         )
         for tensor in tensors
     )
-    return Plan(outputs, jobs)
+    return Plan(outputs, jobs, strategy)
 
 
 def _split(

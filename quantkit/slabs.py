@@ -22,6 +22,7 @@ from quantkit.errors import MagnitudeError, NotFiniteError
 from quantkit.osio import cpu_count
 from quantkit.plan import Job
 from quantkit.qtypes import QType
+from quantkit.strategy import Encode, Strategy
 
 SLAB_WEIGHTS = 1 << 20  # 4 MiB of float32: large beside a system call, small beside the memory of any machine
 PROCESS_BYTES = 128 << 20  # the interpreter, NumPy, a vocabulary of 200,000 tokens
@@ -73,6 +74,7 @@ def run(
     put: Put,
     *,
     threads: int,
+    strategy: Strategy,
     done: Callable[[Work], None],
     progress: Callable[[int], None],
 ) -> None:
@@ -81,11 +83,12 @@ def run(
     works     in the order they are begun; a job without targets is passed over
     put       (slab, work, type, bytes of its packed rows), from any thread; the bytes are only lent
     threads   slabs worked on at once
+    strategy  how the codes of matrices are found
     done      called with each work whose last slab is put, in order, from the calling thread
     progress  called with the source bytes of each finished slab, in order, from the calling thread
     raises    NotFiniteError, MagnitudeError   a weight that cannot be packed (names tensor, row, column)
               DiskError                        reading fails
-              and whatever put raises
+              and whatever put raises, and the strategy's inputs
     """
     scratch = threading.local()
 
@@ -95,17 +98,27 @@ def run(
             done(work)
         progress(slab.source_bytes)
 
+    running: deque[tuple[Slab, Work, Future[None]]] = deque()
+
+    def begin(work: Work) -> None:
+        """Its slabs hold what was prepared for it, and nothing else does: a factor goes with the last of them."""
+        job = work.job
+        prepared = strategy.prepare(job.name, job.n_columns, work.results.keys(), job.importance, pool, threads)
+        for slab in _cut(job, prepared.least_rows):
+            running.append((slab, work, pool.submit(_journey, weights, slab, work, prepared.encode, put, scratch)))
+            if len(running) > 2 * threads:
+                finish(*running.popleft())
+
     with ThreadPoolExecutor(threads) as pool:
-        running: deque[tuple[Slab, Work, Future[None]]] = deque()
         try:
             for work in works:
-                for slab in _cut(work.job):
-                    if not work.job.targets:
-                        progress(slab.source_bytes)
-                        continue
-                    running.append((slab, work, pool.submit(_journey, weights, slab, work, put, scratch)))
-                    if len(running) > 2 * threads:
-                        finish(*running.popleft())
+                job, types = work.job, work.results.keys()
+                if not types:
+                    progress(sum(source.nbytes for source in job.sources))
+                    continue
+                while running and strategy.is_large(job.name, types):
+                    finish(*running.popleft())
+                begin(work)
             while running:
                 finish(*running.popleft())
         except BaseException as error:
@@ -118,9 +131,9 @@ def run(
             raise
 
 
-def _cut(job: Job) -> Iterator[Slab]:
-    """The tensor's rows in pieces of about SLAB_WEIGHTS."""
-    step = max(1, SLAB_WEIGHTS // job.n_columns)
+def _cut(job: Job, least_rows: int) -> Iterator[Slab]:
+    """The tensor's rows in pieces of about SLAB_WEIGHTS, but of least_rows if there are as many."""
+    step = max(least_rows, SLAB_WEIGHTS // job.n_columns)
     for start in range(0, job.n_rows, step):
         yield Slab(job, start, min(start + step, job.n_rows), start + step >= job.n_rows)
 
@@ -138,7 +151,7 @@ class _Scratch:
         return self._buffers[name][:nbytes].view(dtype).reshape(shape)
 
 
-def _journey(weights: Weights, slab: Slab, work: Work, put: Put, local: threading.local) -> None:
+def _journey(weights: Weights, slab: Slab, work: Work, encode: Encode, put: Put, local: threading.local) -> None:
     """Read a slab, widen it, merge adapters, pack it once for each distinct type, and hand it on."""
     if not hasattr(local, "scratch"):
         local.scratch = _Scratch()
@@ -149,7 +162,7 @@ def _journey(weights: Weights, slab: Slab, work: Work, put: Put, local: threadin
         _read(weights, slab, work, rows, scratch)
         for qtype in work.results:
             packed = scratch.array("packed", np.uint8, (n_rows, qtype.row_bytes(job.n_columns)))
-            _encode(rows, qtype, packed, slab)
+            _encode(encode, rows, qtype, packed, slab)
             put(slab, work, qtype, packed.data.cast("B"))
 
 
@@ -167,10 +180,10 @@ def _read(weights: Weights, slab: Slab, work: Work, rows: Any, scratch: _Scratch
     weights.transform(slab.job.name, slab.start, rows)
 
 
-def _encode(rows: Any, qtype: QType, out: Any, slab: Slab) -> None:
-    """kernels.encode, with the file, tensor and true row of a weight that it refuses."""
+def _encode(encode: Encode, rows: Any, qtype: QType, out: Any, slab: Slab) -> None:
+    """encode, with the file, tensor and true row of a weight that it refuses."""
     try:
-        kernels.encode(rows, qtype, slab.job.importance, out=out)
+        encode(rows, qtype, out)
     except (NotFiniteError, MagnitudeError) as error:
         source, row = slab.job.source_of(slab.start + error.details["row"])
         place = {"file": source.file, "tensor": source.name, "row": row}

@@ -69,6 +69,7 @@ CHOICES = {
     ("eval", "activations"): ("quantkit.evaluate.activations", "Activations"),
     ("plan", "kv_type"): ("quantkit.memory", "KV_TYPES"),
     ("sweep", "kv_type"): ("quantkit.memory", "KV_TYPES"),
+    ("convert", "strategy"): ("quantkit.strategy", "STRATEGIES"),
 }
 
 

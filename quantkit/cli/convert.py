@@ -49,6 +49,13 @@ CHECK_SCHEMA = {"name": "quantkit.check", "version": 1}
 )
 @click.option("--imatrix", type=click.Path(path_type=Path), help="Importance matrix of llama-imatrix, GGUF or .dat.")
 @lora_option()
+@click.option(
+    "--strategy",
+    type=click.Choice(["reference", "feedback"]),
+    default="reference",
+    help="How codes are found: as llama.cpp does, or with error feedback.  [default: reference]",
+)
+@click.option("--covariance", type=click.Path(path_type=Path), help="Second moments for --strategy feedback.")
 @click.option("-o", "--output", type=click.Path(), help="File; folder; or template with {type}.")
 @describing
 @click.option("--threads", type=click.IntRange(1, 1024), help="Slabs worked on at once.  [default: all processors]")
@@ -64,6 +71,8 @@ def command(
     recipe: str,
     imatrix: Path | None,
     lora: tuple[Lora, ...],
+    strategy: str,
+    covariance: Path | None,
     output: str | None,
     name: str | None,
     metadata: Sequence[str],
@@ -89,6 +98,7 @@ def command(
     quantkit convert my-phi-4 -t Q4_K_M -t Q6_K -t Q8_0 -o out/
     quantkit convert my-phi-4 -t Q6_K -o 'release/phi-{type}.gguf'
     quantkit convert phi-4 --lora my-adapter -t Q4_K_M
+    quantkit convert my-phi-4 -t Q3_K_M --imatrix my.gguf --strategy feedback --covariance moments/
     """
     from quantkit import kernels
     from quantkit.convert import convert
@@ -96,9 +106,11 @@ def command(
     from quantkit.plan import make_plan, output_paths
     from quantkit.recipe import choose
     from quantkit.source import open_source
+    from quantkit.strategy import by_name
 
     talk = Talk(quiet)
     recipes = choose(types, recipe)
+    how = by_name(strategy, covariance)
     with open_source(source, lora=lora) as weights:
         plan = make_plan(
             weights,
@@ -106,6 +118,7 @@ def command(
             **description(name, metadata, chat_template, fix_special_tokens),
             imatrix=read_imatrix(imatrix) if imatrix else None,
             split_max_bytes=split_max_size,
+            strategy=how,
             warn=talk.warn,
         )
         if check_only:

@@ -30,6 +30,7 @@ _HINT = "give --name, --metadata, --chat-template and --fix-special-tokens as th
 @click.option("--source", type=SOURCE, help="What the file was made from.")
 @click.option("--imatrix", type=click.Path(path_type=Path), help="The importance matrix that went in.")
 @lora_option("the source")
+@click.option("--covariance", type=click.Path(path_type=Path), help="The second moments that went in.")
 @describing
 @click.option("--write-statement", type=click.Path(path_type=Path), help="If all is equal, attest it in this file.")
 @click.option("--statement", type=click.Path(path_type=Path), help="Hold FILE against this statement instead.")
@@ -41,6 +42,7 @@ def command(
     source: Path | None,
     imatrix: Path | None,
     lora: tuple[Lora, ...],
+    covariance: Path | None,
     name: str | None,
     metadata: Sequence[str],
     chat_template: Path | None,
@@ -81,7 +83,7 @@ def command(
         with open_source(source, lora=lora) as weights:
             importance = read_imatrix(imatrix) if imatrix else None
             described = description(name, metadata, chat_template, fix_special_tokens)
-            remaking = remake(weights, recorded, imatrix=importance, warn=talk.warn, **described)
+            remaking = remake(weights, recorded, imatrix=importance, covariance=covariance, warn=talk.warn, **described)
             if write_statement:
                 inputs = (*weights.files, *(opened.path for opened in recorded.files), imatrix, chat_template)
                 refuse_replacing([write_statement], [path for path in inputs if path])

@@ -65,7 +65,15 @@ def compare(
         tensors.update({name: digest.hexdigest() for name, digest in work.sources.items()})
 
     works = (Work(job, {target.qtype: blocks.digests[target.file]}) for job in remaking.jobs for target in job.targets)
-    run(weights, works, blocks.put, threads=threads or cpu_count(), done=done, progress=progress)
+    run(
+        weights,
+        works,
+        blocks.put,
+        threads=threads or cpu_count(),
+        strategy=remaking.strategy,
+        done=done,
+        progress=progress,
+    )
     blocks.finish()
     sources = shard_digests(weights, tensors)
     return Verification(

@@ -14,15 +14,15 @@ from quantkit.errors import InputError, UnsupportedError, UsageError
 from quantkit.gguf_io import GGUFFile, Kind, TensorEntry, open_shards
 from quantkit.imatrix import Imatrix
 from quantkit.osio import InputFile
-from quantkit.plan import LORA_KEY, STRATEGY, Job, Output, Plan, Target, make_plan
+from quantkit.plan import LORA_KEY, Job, Output, Plan, Target, make_plan
 from quantkit.qtypes import ALL
 from quantkit.recipe import Recipe, Rule, families, preset, presets
 from quantkit.source import GGUFWeights
+from quantkit.strategy import REFERENCE, STRATEGIES, STRATEGY_KEY, Strategy, by_name
 
 VERSION_KEY = "quantkit.version"
 IMATRIX_KEY = "quantkit.imatrix.sha256"
 _IMATRIX_KEYS = (IMATRIX_KEY, "quantize.imatrix.entries_count")  # of either maker, where importance went in
-_STRATEGIES = (STRATEGY,)  # those that can be run again
 
 
 class Recorded:
@@ -82,14 +82,16 @@ class Recorded:
 class Remaking:
     """The work that makes a file again.
 
-    output  as the source, and the recipe where it is a known one, would have it
-    recipe  the preset that the file records, or None: then its types and general.file_type are taken as they are
-    jobs    for the tensors that the file has, in the order of their bytes; each with its one place in the file
+    output    as the source, and the recipe where it is a known one, would have it
+    recipe    the preset that the file records, or None: then its types and general.file_type are taken as they are
+    jobs      for the tensors that the file has, in the order of their bytes; each with its one place in the file
+    strategy  how the codes of its matrices are found
     """
 
     output: Output
     recipe: Recipe | None
     jobs: tuple[Job, ...]
+    strategy: Strategy
 
     @property
     def source_bytes(self) -> int:
@@ -104,29 +106,23 @@ def remake(
     fix_special_tokens: bool = False,
     chat_template: str | None = None,
     imatrix: Imatrix | None = None,
+    covariance: Path | None = None,
     overrides: Mapping[str, str] | None = None,
     warn: Callable[[str], None],
 ) -> Remaking:
     """Plan the file anew from its source: the types are those of its own table, the strategy the one it records.
 
-    arguments as of make_plan: what its conversion was given
-    raises    UsageError        the file was made with an importance matrix or adapters and none are given, or the other
-                                way round
+    covariance  the folder of second moments that its conversion was given, if its strategy needs one
+    the other arguments as of make_plan: what its conversion was given
+    raises    UsageError        the file was made with an importance matrix, second moments or adapters and none are
+                                given, or the other way round
               InputError        the importance matrix or the adapters are others than the file records
               UnsupportedError  its strategy, or a type in its table, cannot be made
               and what make_plan raises
     """
     _check_imatrix(recorded, imatrix)
     _check_adapters(recorded, weights.adapters)
-    strategy = recorded.text("quantkit.strategy") or STRATEGY
-    if strategy not in _STRATEGIES:
-        raise UnsupportedError(
-            "was made by an unknown strategy",
-            file=recorded.path,
-            key="quantkit.strategy",
-            expected=" or ".join(_STRATEGIES),
-            found=strategy,
-        )
+    strategy = _strategy(recorded, covariance)
     known = _known_recipe(recorded)
     plan = make_plan(
         weights,
@@ -135,10 +131,25 @@ def remake(
         fix_special_tokens=fix_special_tokens,
         chat_template=chat_template,
         imatrix=imatrix,
+        strategy=strategy,
         overrides=overrides,
         warn=warn,
     )
-    return Remaking(plan.outputs[-1], known, tuple(_placed(plan, recorded)))
+    return Remaking(plan.outputs[-1], known, tuple(_placed(plan, recorded)), strategy)
+
+
+def _strategy(recorded: Recorded, covariance: Path | None) -> Strategy:
+    """The strategy that the file records; another program's is ggml's own."""
+    name = recorded.text(STRATEGY_KEY) or REFERENCE.name
+    if name not in STRATEGIES:
+        raise UnsupportedError(
+            "was made by an unknown strategy",
+            file=recorded.path,
+            key=STRATEGY_KEY,
+            expected=" or ".join(STRATEGIES),
+            found=name,
+        )
+    return by_name(name, covariance)
 
 
 def _placed(plan: Plan, recorded: Recorded) -> Iterator[Job]:

@@ -22,7 +22,8 @@ from quantkit.errors import FormatError
 from quantkit.gguf_io import Kind
 from quantkit.imatrix import Imatrix
 from quantkit.osio import AtomicFile, InputFile
-from quantkit.plan import LORA_KEY, SOURCE_KEY, STRATEGY
+from quantkit.plan import LORA_KEY, SOURCE_KEY
+from quantkit.strategy import COVARIANCE_KEY, REFERENCE, STRATEGY_KEY
 from quantkit.verify.compare import Verification
 from quantkit.verify.differences import Difference, differs
 from quantkit.verify.recorded import IMATRIX_KEY, VERSION_KEY, Recorded
@@ -65,14 +66,15 @@ class _Adapter(_Sha256):
 class _Predicate(_Part):
     """How the subjects came about.
 
-    version   of quantkit that made them, None where another program did
-    verifier  version of quantkit that made them again
-    source    each shard with the digest of the tensors that were read of it, as in `quantkit.source.N.sha256`
-    recipe    that the file records
-    types     how many tensors have each type
-    imatrix   the importance matrix, if one went in
-    lora      the adapters that were merged into the source, with their scales, float32
-    strategy  how blocks are found
+    version     of quantkit that made them, None where another program did
+    verifier    version of quantkit that made them again
+    source      each shard with the digest of the tensors that were read of it, as in `quantkit.source.N.sha256`
+    recipe      that the file records
+    types       how many tensors have each type
+    imatrix     the importance matrix, if one went in
+    covariance  the second moments, likewise
+    lora        the adapters that were merged into the source, with their scales, float32
+    strategy    how blocks are found
     """
 
     version: str | None
@@ -81,6 +83,7 @@ class _Predicate(_Part):
     recipe: _Recipe | None
     types: dict[str, int]
     imatrix: _Sha256 | None
+    covariance: _Sha256 | None
     lora: list[_Adapter]
     strategy: str
 
@@ -111,8 +114,9 @@ def state(
             "recipe": _recipe(recorded),
             "types": dict(types.most_common()),
             "imatrix": {"sha256": imatrix.sha256} if imatrix else None,
+            "covariance": {"sha256": covariance} if (covariance := recorded.text(COVARIANCE_KEY)) else None,
             "lora": [{"sha256": adapter.sha256, "scale": adapter.scale} for adapter in adapters],
-            "strategy": recorded.text("quantkit.strategy") or STRATEGY,
+            "strategy": recorded.text(STRATEGY_KEY) or REFERENCE.name,
         },
     }
 
@@ -165,11 +169,13 @@ def _contradictions(recorded: Recorded, predicate: _Predicate) -> list[Differenc
     ]
     if recorded.maker is not None:
         imatrix = predicate.imatrix.sha256 if predicate.imatrix else None
+        covariance = predicate.covariance.sha256 if predicate.covariance else None
         sources = {source.name: source.tensors_sha256 for source in predicate.source}
         said += [
             (IMATRIX_KEY, imatrix, recorded.text(IMATRIX_KEY)),
+            (COVARIANCE_KEY, covariance, recorded.text(COVARIANCE_KEY)),
             (LORA_KEY.rstrip("."), [(adapter.sha256, adapter.scale) for adapter in predicate.lora], recorded.adapters),
-            ("quantkit.strategy", predicate.strategy, recorded.text("quantkit.strategy")),
+            (STRATEGY_KEY, predicate.strategy, recorded.text(STRATEGY_KEY)),
             (SOURCE_KEY.rstrip("."), sources, _sources(recorded)),
         ]
     return [

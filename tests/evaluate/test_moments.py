@@ -95,29 +95,32 @@ def test_what_is_written_is_read(tmp_path: Path, k: int) -> None:
     found = moments.read_moments(tmp_path, NAME, k)
     assert found.sums.tobytes() == sums.tobytes()
     assert (found.count, found.text_sha256) == (7, TEXT)
+    assert moments.read_record(tmp_path, NAME, k) == moments.Record(7, TEXT, found.sha256)
     assert found.sha256 == hashlib.sha256(moments.pack(sums).tobytes()).hexdigest()
 
 
 def test_layers_alone_have_moments(tmp_path: Path) -> None:
-    write(tmp_path, "blk.0")
-    assert moments.has_moments(tmp_path, NAME)
-    assert not moments.has_moments(tmp_path, "blk.1.ffn_up.weight")
-    assert not moments.has_moments(tmp_path, "output.weight")
+    assert moments.has_moments(NAME)
+    assert not moments.has_moments("output.weight")
+    assert not moments.has_moments("../blk.0.weight")
     with pytest.raises(TensorError, match="layers") as caught:
         moments.read_moments(tmp_path, "../blk.0.weight", 3)
     assert caught.value.details["tensor"] == "../blk.0.weight"
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no such file") as caught:
-        moments.read_moments(tmp_path, NAME, 3)
+    for look in (moments.read_moments, moments.read_record):
+        with pytest.raises(InputError, match="no such file") as caught:
+            look(tmp_path, NAME, 3)
     assert caught.value.details["file"] == tmp_path / "blk.0.safetensors"
 
 
 def damaged(folder: Path, name: str = NAME, values: object = None, **metadata: str) -> None:
     """A file of the moments of 3 columns, but for what is given."""
     data = np.array([1, 0, 1, 0, 0, 1] if values is None else values, np.float32)
-    save_file({name: data}, folder / "blk.0.safetensors", {"count": "7", "text_sha256": TEXT} | metadata)
+    sha256 = hashlib.sha256(data).hexdigest()
+    record = {"count": "7", "text_sha256": TEXT, f"{NAME}.sha256": sha256} | metadata
+    save_file({name: data}, folder / "blk.0.safetensors", record)
 
 
 @pytest.mark.parametrize(
@@ -133,6 +136,8 @@ def damaged(folder: Path, name: str = NAME, values: object = None, **metadata: s
         ({"count": "-7"}, FormatError, {"key": "count", "found": "-7"}),
         ({"count": "9" * 4000}, FormatError, {"key": "count"}),
         ({"text_sha256": "ab"}, FormatError, {"key": "text_sha256", "found": "ab"}),
+        ({f"{NAME}.sha256": ""}, FormatError, {"key": f"{NAME}.sha256", "found": ""}),
+        ({f"{NAME}.sha256": TEXT}, FormatError, {"tensor": NAME, "expected": TEXT}),
     ],
 )
 def test_what_no_moments_have_is_refused(

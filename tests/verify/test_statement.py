@@ -57,6 +57,7 @@ def test_it_is_an_in_toto_statement_of_what_went_in_and_came_out(made: Path, sta
             "recipe": {"name": "Q4_K_M", "sha256": fields["quantkit.recipe.sha256"].value},
             "types": {"Q4_K": 7, "F32": 5, "Q6_K": 3},
             "imatrix": None,
+            "covariance": None,
             "lora": [],
             "strategy": "reference",
         },
