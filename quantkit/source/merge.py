@@ -86,13 +86,8 @@ def _wholes(weights: Checkpoint | GGUFWeights, adapters: Sequence[Adapter], know
             if name not in known:
                 raise _no_such_module(whole.tensor, known)
             own = known[name].tensor if isinstance(weights, GGUFWeights) else name
-            if known[name].tensor not in (EMBEDDING, HEAD) and not _is_all_of(weights, own, known[name]):
-                raise UnsupportedError(
-                    "the adapter has a whole tensor for some rows of one of the source",
-                    hint=_MERGE_FIRST,
-                    file=whole.tensor.file,
-                    tensor=whole.tensor.name,
-                )
+            if known[name].tensor not in (EMBEDDING, HEAD):  # of which there may be more rows, or none yet
+                _check_whole(weights, own, known[name], whole.tensor)
             if own in wholes:
                 raise UnsupportedError(
                     "two adapters have this tensor, and one alone can take its place",
@@ -104,8 +99,17 @@ def _wholes(weights: Checkpoint | GGUFWeights, adapters: Sequence[Adapter], know
     return wholes
 
 
-def _is_all_of(weights: Checkpoint | GGUFWeights, own: str, place: Place) -> bool:
-    return own in weights.tensors and weights.tensors[own].shape == place.shape
+def _check_whole(weights: Checkpoint | GGUFWeights, own: str, place: Place, tensor: TensorInfo) -> None:
+    """The tensor has the shape of all of the source's tensor own; raises UnsupportedError, TensorError."""
+    if own not in weights.tensors or weights.tensors[own].shape != place.shape:
+        raise UnsupportedError(
+            "the adapter has a whole tensor for some rows of one of the source",
+            hint=_MERGE_FIRST,
+            file=tensor.file,
+            tensor=tensor.name,
+        )
+    if tensor.shape != place.shape:
+        raise _unfit(tensor, place.shape, tensor.shape)
 
 
 def _grow(weights: Checkpoint | GGUFWeights, network: Network, wholes: Wholes) -> None:
@@ -180,14 +184,18 @@ def _check_shapes(pair: Pair, place: Place) -> None:
         if pair.magnitude.shape != place.shape[:1]:
             wrong, product = pair.magnitude, pair.magnitude.shape
     if wrong is not None:
-        raise TensorError(
-            "the adapter does not fit the model",
-            hint="it was trained on another base model",
-            file=wrong.file,
-            tensor=wrong.name,
-            expected=list(place.shape[: len(product)]),
-            found=list(product),
-        )
+        raise _unfit(wrong, place.shape[: len(product)], product)
+
+
+def _unfit(tensor: TensorInfo, expected: tuple[int, ...], found: tuple[int, ...]) -> TensorError:
+    return TensorError(
+        "the adapter does not fit the model",
+        hint="it was trained on another base model",
+        file=tensor.file,
+        tensor=tensor.name,
+        expected=list(expected),
+        found=list(found),
+    )
 
 
 def _check_alone(change: LowRank, others: Sequence[LowRank]) -> None:
@@ -222,8 +230,9 @@ def _warnings(adapter: Adapter) -> list[str]:
     found = list(adapter.config.warnings)
     if missing:
         found.append(f"{adapter.config.file}: {', '.join(missing)} is listed there, and no tensor is of that name")
-    if adapter.wholes and adapter.scale != 1:
-        found.append(f"{adapter.path}: {len(adapter.wholes)} tensors are taken whole, without the scale")
+    n_replaced = sum(not whole.under for whole in adapter.wholes.values())
+    if n_replaced and adapter.scale != 1:
+        found.append(f"{adapter.path}: {n_replaced} tensors are taken whole, without the scale")
     return found
 
 
