@@ -4,6 +4,7 @@
  *     pack ISA TYPE N_ROWS N_COLUMNS          stdin: float32 rows; stdout: their blocks, then the floats these mean
  *     pack ISA TYPE N_ROWS N_COLUMNS -i       stdin: one row of importance before the rows
  *     pack ISA TYPE N_ROWS N_COLUMNS -d       stdin: blocks; stdout: the floats these mean
+ *     pack ISA low-rank N_ROWS N_COLUMNS RANK stdin: rows, coefficients, basis; stdout: merged rows, their norms
  *     pack --bench N_ROWS N_COLUMNS SECONDS   the speed of every type and instruction set, in turns of SECONDS each,
  *                                             once their bytes have been compared
  *
@@ -19,6 +20,7 @@
 
 #include "../quantkit.h"
 #include "bench.h"
+#include "low_rank.h"
 #include "rooms.h"
 
 enum { SLAB_ROWS = 97 }; /* rows of one call: odd, so that groups of rows and of lanes are cut short too */
@@ -96,6 +98,11 @@ int main(int argc, char **argv) {
     }
     if (argc == 5 && strcmp(argv[1], "--bench") == 0) {
         bench(atoll(argv[2]), atoll(argv[3]), atof(argv[4]));
+        return 0;
+    }
+    if (argc == 6 && strcmp(argv[2], "low-rank") == 0) {
+        if (qk_use(argv[1]) != QK_OK) fail("no such instruction set here");
+        low_rank(atoll(argv[3]), atoll(argv[4]), atoll(argv[5]));
         return 0;
     }
     const char *option = argc == 6 ? argv[5] : "";

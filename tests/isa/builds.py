@@ -59,7 +59,13 @@ class Build:
         """Compile and link, the compiler's words on stderr; raises CalledProcessError."""
         self.binary.parent.mkdir(parents=True, exist_ok=True)
         objects = []
-        for source in ("check/pack.c", "check/bench.c", "dispatch.c", *(f"isa/{isa}.c" for isa in self.isas)):
+        for source in (
+            "check/pack.c",
+            "check/bench.c",
+            "check/low_rank.c",
+            "dispatch.c",
+            *(f"isa/{isa}.c" for isa in self.isas),
+        ):
             objects.append(self.binary.parent / f"{Path(source).stem}.o")
             flags = ("-std=c11", *common_flags(), *own_flags(source), *self.flags)
             command = [*self.compiler, *flags, "-c", REPOSITORY / "csrc" / source, "-o", objects[-1]]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
 
 from fills import FILLS, ROW, Source, fill
 
-__all__ = ["FILLS", "ROW", "arbitrary_bytes", "fill", "importance", "plain_nan"]
+__all__ = ["FILLS", "ROW", "arbitrary_bytes", "fill", "importance", "low_rank_calls", "plain_nan"]
+
+# Rows around a tile, columns around each number of lanes and tiles of them, ranks from none.
+_LOW_RANK_SHAPES = tuple(itertools.product((0, 1, 3, 4, 5, 16, 33), (1, 7, 16, 31, 64, 80, 129, 256), (0, 1, 5, 16)))
 
 
 def importance(seed: int, n_columns: int) -> NDArray[np.float32]:
@@ -27,6 +32,14 @@ def importance(seed: int, n_columns: int) -> NDArray[np.float32]:
 def arbitrary_bytes(seed: int, nbytes: int) -> bytes:
     """What a damaged file may hold: scales that are NaN or infinite come with it."""
     return Source(3, seed).halfwords(-(-nbytes // 2)).tobytes()[:nbytes]
+
+
+def low_rank_calls() -> Iterator[tuple[str, tuple[str, ...], bytes]]:
+    """What adapters change: a name, the arguments of pack after the instruction set, stdin."""
+    pool = np.concatenate([fill(name, 4, 1e15) for name in FILLS]).reshape(-1)
+    for n, k, rank in _LOW_RANK_SHAPES:
+        values = np.resize(np.roll(pool, n + 7 * k + 31 * rank), n * k + n * rank + rank * k)
+        yield f"low rank {n} x {k}, {rank}", ("low-rank", str(n), str(k), str(rank)), values.tobytes()
 
 
 def plain_nan(floats: bytes) -> bytes:
