@@ -19,7 +19,7 @@ from quantkit import kernels
 from quantkit.checkpoint import Lora
 from quantkit.cli import cli
 from quantkit.convert import _plan_digests, convert
-from quantkit.errors import Paused
+from quantkit.errors import Paused, TensorError
 from quantkit.evaluate import open_model
 from quantkit.gguf_io import read_gguf
 from quantkit.outline import outlines
@@ -44,6 +44,24 @@ def data(path: Path) -> bytes:
 
 def run(*arguments: str | Path) -> Result:
     return CliRunner().invoke(cli, list(map(str, arguments)), catch_exceptions=False)
+
+
+@pytest.mark.parametrize(("name", "base"), [("dora split", "fused"), ("embedding", "fused"), ("split", "gguf")])
+def test_the_bytes_do_not_depend_on_slabs(
+    bases: dict[str, Path], trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, base: str
+) -> None:
+    """A slab that begins and ends anywhere, also across q, k and v."""
+    lora = Lora(trained(name))
+    expected = data(write(bases[base], tmp_path / "whole.gguf", lora, kind="F32"))
+    for module in ("slabs", "check", "evaluate.model"):
+        monkeypatch.setattr(f"quantkit.{module}.SLAB_WEIGHTS", 7 * small.HIDDEN)
+    assert data(write(bases[base], tmp_path / "slabs.gguf", lora, kind="F32")) == expected
+    with (
+        open_model(bases[base], lambda text: None, [lora]) as model,
+        open_model(tmp_path / "whole.gguf", pytest.fail) as written,
+    ):
+        for tensor in model.tensors:
+            assert np.array_equal(model.matrix(tensor), written.matrix(tensor)), tensor
 
 
 @pytest.mark.parametrize("name", ["fused", "dora", "embedding", "resized"])
@@ -166,6 +184,24 @@ def test_tying_ends_where_one_of_the_two_was_trained(bases: dict[str, Path], tra
             plan = make_plan(weights, [preset("Q8_0")], warn=said.append)
         assert len(plan.jobs) == n_tensors
         assert any("output.weight is written" in text for text in said) == (n_tensors == 15)
+
+
+def test_a_larger_embedding_alone_is_the_output_matrix_too(
+    bases: dict[str, Path], trained: Trained, tmp_path: Path
+) -> None:
+    """Of a tied model PEFT saves it twice; without the second the first is both."""
+    adapter = tmp_path / "tied-resized"
+    shutil.copytree(trained("tied resized"), adapter)
+    file = adapter / "adapter_model.safetensors"
+    save_file({name: values for name, values in load_file(file).items() if "lm_head" not in name}, file)
+    expected = write(bases["tied"], tmp_path / "both.gguf", Lora(trained("tied resized")))
+    found = write(bases["tied"], tmp_path / "one.gguf", Lora(adapter))
+    assert data(found) == data(expected)
+    with (
+        pytest.raises(TensorError, match="not that of the output matrix"),
+        open_source(bases["fused"], lora=[Lora(adapter)]),
+    ):
+        pass
 
 
 def test_a_dtype_of_the_adapter_of_its_own(bases: dict[str, Path], trained: Trained, tmp_path: Path) -> None:
