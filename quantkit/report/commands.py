@@ -17,9 +17,9 @@ def commands(report: Report) -> dict[str, str]:
     name = f"{report.source}-{report.pick.name}.gguf"
     types = [] if _is_file(report, report.pick.name) else [report.pick.name]
     recipe = f"{report.pick.name}.toml" if not types else report.recipe
-    convert = ["quantkit", "convert", report.source, *_candidates(report, types, recipe), "-o", name]
+    convert = ["quantkit", "convert", *_source(report), *_candidates(report, types, recipe), "-o", name]
     return {
-        "Measure it again": join(["quantkit", "sweep", report.source, *_sweep(report)]),
+        "Measure it again": join(["quantkit", "sweep", *_source(report), *_sweep(report)]),
         "Write the file": join(convert),
         "Run it": join(["llama-server", "-m", name, *_run(report)]),
     }
@@ -31,6 +31,12 @@ def memory_option(nbytes: int) -> str:
         if nbytes >= factor and 100 * nbytes % factor == 0:
             return f"{nbytes / factor:g}{unit}"
     return f"{nbytes / 2**20:.6f}MiB"
+
+
+def _source(report: Report) -> Iterator[str]:
+    yield report.merged.base if report.merged else report.source
+    for adapter in report.merged.lora if report.merged else ():
+        yield from ("--lora", str(adapter))
 
 
 def _is_file(report: Report, name: str) -> bool:

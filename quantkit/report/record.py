@@ -162,6 +162,24 @@ class Optimized(_Table):
         return sum(not matrix.interpolated for matrix in self.matrices.values())
 
 
+class Adapter(_Table):
+    """One that was merged into the source."""
+
+    name: _Text
+    sha256: _Text
+    scale: float
+
+    def __str__(self) -> str:
+        return self.name + (f":{self.scale:g}" if self.scale != 1 else "")
+
+
+class Merged(_Table):
+    """What the source was made of."""
+
+    base: _Text
+    lora: list[Adapter]
+
+
 class Report(_Table):
     """What a sweep found."""
 
@@ -187,6 +205,7 @@ class Report(_Table):
     candidates: list[Candidate] = pydantic.Field(min_length=1, max_length=256)
     pick: Pick
     optimized: Optimized | None = None
+    merged: Merged | None = None
 
     @pydantic.model_validator(mode="after")
     def _of_one_piece(self) -> Self:

@@ -27,12 +27,14 @@ class Findings:
     """Of a sweep all of whose measurements are there.
 
     source      its name
+    merged      what it was made of, if adapters were merged into it
     run         how llama.cpp would be run
     candidates  smallest first
     """
 
     request: Request
     source: str
+    merged: Mapping[str, Any] | None
     run: Run
     candidates: Sequence[Planned]
     measurements: Measurements
@@ -65,6 +67,7 @@ class Findings:
                 "sentence": choice.sentence(self.run.context),
             },
             **({"optimized": request.optimized.report} if request.optimized else {}),
+            **({"merged": self.merged} if self.merged else {}),
         }
 
     def pick(self) -> Pick:

@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
 
-from quantkit.checkpoint import Checkpoint
+from quantkit.checkpoint import Checkpoint, Weights
 from quantkit.errors import InputError
 from quantkit.evaluate import Model, sample, shipped
 from quantkit.imatrix import Imatrix, read_imatrix
@@ -160,7 +160,8 @@ class Sweep:
 
     @property
     def _findings(self) -> Findings:
-        return Findings(self.request, self._weights.name, self.run, self.candidates, self.measurements)
+        merged = _merged(self._weights)
+        return Findings(self.request, self._weights.name, merged, self.run, self.candidates, self.measurements)
 
     def _wanted(self, shard: Shard | None) -> list[Types]:
         return [candidate.types for candidate in self.share(shard)]
@@ -173,6 +174,14 @@ class Sweep:
         every: list[tuple[str, Types | None]] = [("the base", None)]
         every += [(candidate.output.name, candidate.types) for candidate in self.candidates]
         return [name for name, types in every if not self.measurements.is_complete(types)]
+
+
+def _merged(weights: Weights) -> dict[str, Any] | None:
+    """The base's name, and name, digest and scale of each adapter; None without any."""
+    if not weights.adapters:
+        return None
+    lora = [{"name": one.name, "sha256": one.sha256, "scale": one.scale} for one in weights.adapters]
+    return {"base": weights.origin.name if weights.origin else weights.path.name, "lora": lora}
 
 
 def sweep(

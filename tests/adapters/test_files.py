@@ -280,6 +280,20 @@ def test_the_option_of_every_command(bases: dict[str, Path], trained: Trained, t
     assert data(matrix) != data(tmp_path / "plain.gguf")
 
 
+def test_a_sweep_is_of_the_merged_model(bases: dict[str, Path], trained: Trained, tmp_path: Path) -> None:
+    """It says what was merged, does not take the base's measurements for its own, and writes what convert does."""
+    arguments = ("--vram", "1GiB", "-t", "Q8_0", "--window", "16", "--windows", "2", "-o", tmp_path / "out", "--json")
+    plain = json.loads(run("sweep", bases["fused"], *arguments).stdout)
+    lora = f"{trained('fused')}:0.5"
+    found = json.loads(run("sweep", bases["fused"], "--lora", lora, *arguments).stdout)
+    assert found["merged"]["base"] == "fused"
+    assert found["merged"]["lora"][0]["scale"] == 0.5
+    assert "merged" not in plain
+    assert found["base"]["ppl"] != plain["base"]["ppl"]
+    expected = write(bases["fused"], tmp_path / "x.gguf", Lora(trained("fused"), 0.5), kind="Q8_0")
+    assert (tmp_path / "out" / "fused-fused-Q8_0.gguf").read_bytes() == expected.read_bytes()
+
+
 def test_a_colon_in_a_folders_name_is_no_scale(bases: dict[str, Path], trained: Trained, tmp_path: Path) -> None:
     folder = tmp_path / "adapter:2"
     shutil.copytree(trained("fused"), folder)

@@ -189,6 +189,11 @@ def for_the_card(content: dict[str, Any]) -> None:
         matrix["interpolated"] = False
 
 
+def merged(report: dict[str, Any]) -> None:
+    lora = [{"name": name, "sha256": "3" * 64, "scale": scale} for name, scale in (("a", 1.0), ("b", 0.5))]
+    report["merged"] = {"base": "phi-4", "lora": lora}
+
+
 COMMANDS = {
     "usual": (
         [],
@@ -216,6 +221,13 @@ COMMANDS = {
         "sweep my-phi-4 --vram 12GiB --ctx 16384 --optimize --windows 4 -o out/",
         "convert my-phi-4 --recipe OPT-12GiB.toml -o my-phi-4-OPT-12GiB.gguf",
         "-m my-phi-4-OPT-12GiB.gguf -c 16384",
+    ),
+    "adapters": (
+        [merged],
+        "sweep phi-4 --lora a --lora b:0.5 --vram 12GiB --ctx 16384 -t Q2_K -t Q4_0 -t Q4_K_M -t Q5_0 -t Q6_K -t Q8_0 "
+        "--windows 4 -o out/",
+        "convert phi-4 --lora a --lora b:0.5 -t Q6_K -o my-phi-4-Q6_K.gguf",
+        "-m my-phi-4-Q6_K.gguf -c 16384",
     ),
     "a recipe of one's own": (
         [of_a_file],
