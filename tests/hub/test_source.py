@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import small
 from local_hub import Hub, Repository, serving, sha256
@@ -237,3 +238,43 @@ def test_a_snapshot_tells_where_it_comes_from() -> None:
         Path("datasets--a--b/snapshots") / COMMIT,
     ):
         assert origin_of(other) is None
+
+
+def adapter(**config: object) -> Repository:
+    """An adapter of rank 1 for the checkpoint."""
+    module = "base_model.model.model.layers.0.self_attn.o_proj"
+    tensors = {
+        f"{module}.lora_A.weight": np.ones((1, small.HIDDEN), np.float32),
+        f"{module}.lora_B.weight": np.ones((small.HIDDEN, 1), np.float32),
+    }
+    settings = {"base_model_name_or_path": "org/tiny-1B", "lora_alpha": 1, "peft_type": "LORA", "r": 1} | config
+    return Repository(
+        {"adapter_config.json": json.dumps(settings).encode(), "adapter_model.safetensors": save(tensors)}
+    )
+
+
+def test_an_adapter_on_the_hub_finds_its_base_there(tiny: Repository, tmp_path: Path) -> None:
+    """At the revision that it names; alone, or merged by its id."""
+    repositories = {"org/tiny-1B": tiny, "org/mine": adapter(revision="v1"), "org/off": adapter(revision="v9")}
+    with serving(repositories) as hub:
+        planned = hub.run(tmp_path, "plan", "org/mine", "-t", "Q8_0", "--json")
+        assert planned.returncode == 0, planned.stderr
+        assert not any(name.startswith("model-") for name in fetched(hub))
+        for arguments in (("org/mine",), ("org/tiny-1B@v1", "--lora", "org/mine")):
+            done = hub.run(tmp_path, "convert", *arguments, "-t", "Q8_0", "-o", f"{tmp_path}/{len(arguments)}/")
+            assert done.returncode == 0, done.stderr
+        alone, merged = tmp_path / "1" / "mine-Q8_0.gguf", tmp_path / "3" / "tiny-1B-mine-Q8_0.gguf"
+        fields = read_gguf(alone).fields
+        assert (
+            fields["quantkit.source.repo"].value == fields["general.base_model.0.repo_url"].value[23:] == "org/tiny-1B"
+        )
+        assert fields["quantkit.lora.0.sha256"] == read_gguf(merged).fields["quantkit.lora.0.sha256"]
+        assert (
+            alone.read_bytes()[read_gguf(alone).data_offset :] == merged.read_bytes()[read_gguf(merged).data_offset :]
+        )
+        assert (
+            alone.stat().st_size - read_gguf(alone).data_offset
+            == json.loads(planned.stdout)["types"][0]["tensor_bytes"]
+        )
+        refused = hub.run(tmp_path, "convert", "org/off", "-t", "Q8_0", "-o", tmp_path / "no.gguf")
+        assert refused.returncode == 69 and "org/tiny-1B@v9" in refused.stderr
