@@ -15,7 +15,7 @@ if missing := [name for name in ("torch", "tokenizers") if find_spec(name) is No
 from quantkit.evaluate.activations import Activations
 from quantkit.evaluate.baseline import Baseline, Finding, read_baseline, write_baseline
 from quantkit.evaluate.collect import collect, moment_columns, n_collect_steps
-from quantkit.evaluate.evaluation import Sample, conditions, evaluate, sample
+from quantkit.evaluate.evaluation import Sample, conditions, evaluate, evenly, sample
 from quantkit.evaluate.measure import groups, measure_group, n_group_steps, n_scored, n_steps
 from quantkit.evaluate.model import Model, open_model
 from quantkit.evaluate.network import Arithmetic, arithmetic, use_cpus
@@ -37,6 +37,7 @@ __all__ = [
     "collect",
     "conditions",
     "evaluate",
+    "evenly",
     "groups",
     "measure_group",
     "measure_probes",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,22 +29,21 @@ class Sample:
     windows     int64 (n, positions)
     n_tokens    of the whole text
     vocabulary  its fingerprint
-    spread      whether the windows stand evenly over the text; else they are the first
+    among       of the first so many windows they are some, evenly over them; None: they are the first
     """
 
     text: Text
     windows: npt.NDArray[np.int64]
     n_tokens: int
     vocabulary: str
-    spread: bool = False
+    among: int | None = None
 
 
-def sample(models: Sequence[Model], text: Text, window: int, most: int | None, *, spread: bool = False) -> Sample:
+def sample(models: Sequence[Model], text: Text, window: int, most: int | None) -> Sample:
     """The text in the models' own tokens.
 
     window  positions of a window
     most    windows at most
-    spread  take them evenly over the text, not the first
     raises  UsageError        the models' vocabularies differ, a window is longer than the context that a model was
                               trained on, or the text is shorter than two windows
             UnsupportedError  another kind of vocabulary than byte-level BPE
@@ -64,10 +63,15 @@ def sample(models: Sequence[Model], text: Text, window: int, most: int | None, *
             )
     tokenizer = Tokenizer(first.fields, first.path)
     ids = tokenizer.encode(text.text)
-    windows = windows_of(ids, window, tokenizer.bos, None if spread else most)
-    if spread and most is not None and most < len(windows):
-        windows = windows[(2 * np.arange(most) + 1) * len(windows) // (2 * most)]
-    return Sample(text, windows, len(ids), prints[first], spread)
+    return Sample(text, windows_of(ids, window, tokenizer.bos, most), len(ids), prints[first])
+
+
+def evenly(chosen: Sample, most: int) -> Sample:
+    """At most so many windows of a sample, evenly over it; the sample itself where it has no more."""
+    n = len(chosen.windows)
+    if n <= most:
+        return chosen
+    return replace(chosen, windows=chosen.windows[(2 * np.arange(most) + 1) * n // (2 * most)], among=n)
 
 
 def _check_fits(models: Sequence[Model], window: int) -> None:
@@ -86,7 +90,7 @@ def conditions(chosen: Sample, how: Arithmetic, base: Model | None) -> dict[str,
 
     The number of windows is none of it where they are the first of the text: figures are kept window by window.
     """
-    return ({"spread": len(chosen.windows)} if chosen.spread else {}) | {
+    return ({"evenly": [len(chosen.windows), chosen.among]} if chosen.among else {}) | {
         "text_sha256": chosen.text.sha256,
         "vocabulary_sha256": chosen.vocabulary,
         "window": chosen.windows.shape[1],

@@ -9,7 +9,7 @@ from functools import cached_property
 
 from quantkit import __version__
 from quantkit.errors import GateError
-from quantkit.evaluate import Text, n_group_steps, sample, shipped
+from quantkit.evaluate import evenly, n_group_steps, sample, shipped
 from quantkit.gguf_io import place
 from quantkit.gguf_io.layout import padded
 from quantkit.memory import is_on_card, memory_use
@@ -18,7 +18,6 @@ from quantkit.qtypes import Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, Q8_0, QType
 from quantkit.recipe import load
 from quantkit.sweep.bounds import OFFERED, Bounds
 from quantkit.sweep.knapsack import Option, Solution, needs_solver, smallest, solve
-from quantkit.sweep.measurements import Measurements
 from quantkit.sweep.mix import Budget, Mix, Optimized
 from quantkit.sweep.request import Request
 from quantkit.sweep.response import Response
@@ -28,8 +27,9 @@ from quantkit.sweep.written import recipe_text
 from quantkit.units import size
 
 TEXT, TOKENS = "calibration.txt", 2560  # that matrices are tried on; so many tokens, in windows evenly over it
-# Where between the smallest mix and the largest those stand that the curve from costs to KL divergence goes through.
-CALIBRATING = (0.02, 0.1, 0.25, 0.45)
+# For the curve from costs to KL divergence: how many tokens of the text that is reported on, in windows evenly over it,
+# and where between the smallest mix and the largest those stand that it goes through.
+REPORTED_TOKENS, CALIBRATING = 8192, (0.05, 0.2, 0.45)
 # general.file_type of a mix: that of the preset named for the type in which most of its bytes are.
 FILE_TYPES: Mapping[QType, int] = {Q2_K: 10, Q3_K: 12, Q4_K: 15, Q5_K: 17, Q6_K: 18, Q8_0: 7}
 
@@ -54,9 +54,10 @@ class Optimizer:
         self._vectors = {tensor.name: tensor for tensor in tensors if tensor.name not in self._shapes}
         self._choices = self._choices_in(bounds)
         self.budgets = [*map(self._checked, self._wanted())]
-        self._tried, self._reported = (
-            self._evenly_over(text) for text in (shipped(TEXT), sweep.measurements.sample.text)
-        )
+        measured, window = sweep.measurements, sweep.request.window
+        text = sample([measured.model], shipped(TEXT), window, None)
+        self._tried = measured.on(evenly(text, max(2, TOKENS // window)))
+        self._reported = measured.on(evenly(measured.sample, max(2, REPORTED_TOKENS // window)))
         types = dict.fromkeys([*OFFERED, *(qtype for _, qtype in bounds.keep)])
         self._survey = Survey(self._tried, self._shapes, list(types), n_probes, sweep.store)
 
@@ -180,11 +181,6 @@ class Optimizer:
         asked += [f"at least {bounds.least}"] if bounds.least else []
         asked += [f"one type for {pattern}" for pattern in bounds.same]
         return ", ".join(asked) or "none"
-
-    def _evenly_over(self, text: Text) -> Measurements:
-        """Those on a few windows of a text."""
-        measured, window = self._sweep.measurements, self._sweep.request.window
-        return measured.on(sample([measured.model], text, window, max(2, TOKENS // window), spread=True))
 
     # ---- the knapsack
 

@@ -58,10 +58,7 @@ def beside_presets(request: Request, optimizer: Optimizer, title: str) -> None:
             assert preset is not None and mix is not None
             change = mix.mean() / preset.mean() - 1
             error = (mix - preset * (1 + change)).std() / len(mix) ** 0.5 / preset.mean()
-            print(
-                f"{name:7} KLD {preset.mean():.4f}  mix {mix.mean():.4f}  predicted {mixes[name].predicted:.4f}  "
-                f"{100 * change:+.1f} % ± {100 * error:.1f}"
-            )
+            print(f"{name:7} KLD {preset.mean():.4f}  mix {mix.mean():.4f}  {100 * change:+.1f} % ± {100 * error:.1f}")
 
 
 def at_equal_quality(request: Request, optimizer: Optimizer) -> None:
@@ -146,7 +143,7 @@ def main() -> None:
     parser.add_argument("source", type=Path)
     parser.add_argument("imatrix", type=Path)
     parser.add_argument("folder", type=Path, help="for what is measured")
-    parser.add_argument("--windows", type=int, default=32, help="of each text, at most; of the mixes at random half")
+    parser.add_argument("--windows", type=int, default=16, help="of each text, at most")
     parser.add_argument("--probes", type=int, help="as of sweep")
     asked = parser.parse_args()
     like = Request(
@@ -157,11 +154,13 @@ def main() -> None:
         optimizer.measure()
         points = ", ".join(f"{cost:.4f} {kld:.4f}" for cost, kld in optimizer.response.points)
         print(f"{len(optimizer.sensitivity.probed)} matrices probed; sums of costs and KL divergences: {points}")
+        predictions = ", ".join(f"{mix.recipe.name} {mix.predicted:.4f}" for mix in optimizer.optimized().mixes)
+        print(f"predicted on eval.txt: {predictions}")
         beside_presets(like, optimizer, "eval.txt")
-        at_random(replace(like, windows=asked.windows // 2), optimizer)
-        at_equal_quality(like, optimizer)
         for title, text in unlike(asked.folder):
             beside_presets(replace(like, text=text), optimizer, title)
+        at_random(like, optimizer)
+        at_equal_quality(like, optimizer)
 
 
 if __name__ == "__main__":

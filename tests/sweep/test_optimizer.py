@@ -12,7 +12,17 @@ import pytest
 
 from quantkit.arch import EMBEDDING
 from quantkit.errors import GateError, Paused, UsageError
-from quantkit.evaluate import Arithmetic, measure_group, measure_probes, open_model, output_errors, sample, shipped
+from quantkit.evaluate import (
+    Arithmetic,
+    conditions,
+    evenly,
+    measure_group,
+    measure_probes,
+    open_model,
+    output_errors,
+    sample,
+    shipped,
+)
 from quantkit.evaluate.network import run
 from quantkit.gguf_io import read_gguf
 from quantkit.qtypes import Q2_K, Q3_K, Q4_K, Q5_1, Q6_K, Q8_0
@@ -27,18 +37,29 @@ HOW = Arithmetic()
 def few_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Five of 32 tokens."""
     monkeypatch.setattr(optimizer, "TOKENS", 5 * 32)
+    monkeypatch.setattr(optimizer, "REPORTED_TOKENS", 4 * 32)
 
 
 @pytest.fixture(scope="module", params=["little", "phi4_mini_tiny"])
 def base(request: pytest.FixtureRequest) -> Iterator[tuple[Base, Any, Any]]:
     """A base, its model, windows; the second network's embedding is its head too."""
     with open_model(request.getfixturevalue(request.param), pytest.fail) as model:
-        windows = sample([model], shipped("calibration.txt"), 32, 3, spread=True).windows
+        windows = evenly(sample([model], shipped("calibration.txt"), 32, None), 3).windows
         yield Base(model, {}), model, windows
 
 
 def matrices(model: Any) -> list[str]:
     return [name for name, shape in model.tensors.items() if len(shape) == 2]
+
+
+def test_some_windows_evenly(little: Path) -> None:
+    """Which they are is told apart wherever figures are kept."""
+    with open_model(little, pytest.fail) as model:
+        every = sample([model], shipped("eval.txt"), 32, 12)
+    assert evenly(every, 12) is every and "evenly" not in conditions(every, HOW, None)
+    found = evenly(every, 4)
+    assert np.array_equal(found.windows, every.windows[[1, 4, 7, 10]])
+    assert conditions(found, HOW, None)["evenly"] == [4, 12]
 
 
 def test_a_probe_has_the_figures_of_a_model_of_its_own(base: tuple[Base, Any, Any]) -> None:
