@@ -32,11 +32,13 @@ demo: $(VENV)/.built
 	$(BIN)/python tests/checkpoints/real_small.py build/demo/smollm2-phi3
 	$(BIN)/quantkit convert build/demo/smollm2-phi3 -t Q4_K_M -t Q6_K -t Q8_0 -o build/demo/gguf
 
+# Two processes, a file of tests in one of them: most tests are one thread of Python.  The models of the tests are so small
+# that torch's threads cost more than they give, and far more where other processes want the processors too.
 test: $(VENV)/.built $(VENV)/.complete $(ENGINE)
 	@$(if $(NPM),true,echo "npm is not here: the tests that ask a real llama.cpp engine will be skipped")
 	@$(if $(BROWSER),true,echo "no Chromium is here: the tests that look at the report's page will be skipped")
 	@$(if $(GO),true,echo "Go is not here: the tests that render Ollama's templates as it does will be skipped")
-	$(if $(NPM),QUANTKIT_REQUIRE_ENGINE=1) $(if $(BROWSER),QUANTKIT_REQUIRE_BROWSER=1) $(if $(GO),QUANTKIT_REQUIRE_GO=1) $(BIN)/python -m pytest $(PYTEST)
+	$(if $(NPM),QUANTKIT_REQUIRE_ENGINE=1) $(if $(BROWSER),QUANTKIT_REQUIRE_BROWSER=1) $(if $(GO),QUANTKIT_REQUIRE_GO=1) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST)
 
 check: $(VENV)/.built $(VENV)/.complete
 	$(BIN)/ruff check .
