@@ -64,7 +64,8 @@ class Cluster:
         """
         n_groups = len(measurements.units(wanted)) or 1
         most = max(int(node["Resources"].get("memory", 0)) for node in _nodes())
-        for parts in range(min(-(-TURNS * self.n_slots // n_groups), len(wanted) or 1), len(wanted) + 1):
+        n_candidates = len(wanted) or 1  # a shard of none has the base
+        for parts in range(min(-(-TURNS * self.n_slots // n_groups), n_candidates), n_candidates + 1):
             needed = measurements.memory_bytes(wanted, parts)
             if needed <= most:
                 return parts

@@ -304,6 +304,12 @@ def test_what_does_not_fit_a_node(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> 
             cluster.Cluster().parts(opened.measurements, wanted)
 
 
+def test_of_no_candidates_the_base_is_a_part(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "_nodes", lambda: [node(8)])
+    with Sweep.open(ask(), pytest.fail) as opened:
+        assert cluster.Cluster().parts(opened.measurements, []) == 1
+
+
 def test_no_processors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "_nodes", lambda: [node(0)])
     with pytest.raises(ClusterError, match="no processors"):
