@@ -11,8 +11,8 @@ import click
 
 from quantkit.cli.completion import complete_tensor_type
 from quantkit.cli.talk import Talk
-from quantkit.errors import UsageError
-from quantkit.qtypes import by_name
+from quantkit.errors import UnsupportedError, UsageError
+from quantkit.qtypes import QType, by_name
 from quantkit.units import size
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def refuse_idle(optimize: bool, asked: Mapping[str, Any]) -> None:
 
 
 def bounds(keep: tuple[str, ...], min_type: str | None, same_type: tuple[str, ...]) -> Bounds:
-    """What the options ask of the mixes; raises UsageError, UnsupportedError."""
+    """What the options ask of the mixes; raises UsageError."""
     from quantkit.sweep import Bounds
 
     pairs = []
@@ -62,8 +62,15 @@ def bounds(keep: tuple[str, ...], min_type: str | None, same_type: tuple[str, ..
         pattern, sign, name = text.rpartition("=")
         if not (pattern and sign):
             raise UsageError("--keep takes PATTERN=TYPE", expected="output.weight=Q6_K", found=text)
-        pairs.append((pattern, by_name(name)))
-    return Bounds(pairs, by_name(min_type) if min_type else None, same_type)
+        pairs.append((pattern, _type(name)))
+    return Bounds(pairs, _type(min_type) if min_type else None, same_type)
+
+
+def _type(name: str) -> QType:
+    try:
+        return by_name(name)
+    except UnsupportedError as error:
+        raise UsageError(error.message, hint=error.hint) from None
 
 
 def with_mixes(request: Request, wanted: Bounds, n_probes: int | None, talk: Talk) -> Request:

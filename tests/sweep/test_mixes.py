@@ -69,6 +69,13 @@ def test_bounds() -> None:
     assert options[UP] == (Q4_K, Q5_K, Q6_K, Q8_0)
 
 
+def test_a_pattern_may_leave_out_what_all_names_end_with() -> None:
+    bounds = Bounds([("output", Q8_0)], same=["blk.*.ffn_up"])
+    assert UP in bounds.groups(SHAPES)
+    assert bounds.options(["output.weight"], SHAPES) == (Q8_0,)
+    assert bounds.options(["blk.0.attn_output.weight"], SHAPES) != (Q8_0,)
+
+
 def test_rows_that_do_not_divide_have_their_fallbacks() -> None:
     shapes = {"a": (4, 96), "b": (4, 100), "c": (4, 256)}
     assert Bounds().options(["a"], shapes) == (Q4_0, Q5_0, Q5_1, Q8_0)
