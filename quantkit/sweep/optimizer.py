@@ -14,8 +14,8 @@ from quantkit.gguf_io import place
 from quantkit.gguf_io.layout import padded
 from quantkit.memory import is_on_card, memory_use
 from quantkit.osio import AtomicFile
-from quantkit.qtypes import Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, Q8_0, QType
-from quantkit.recipe import load
+from quantkit.qtypes import BF16, F16, F32, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0, QType
+from quantkit.recipe import layer_of, load
 from quantkit.sweep.bounds import OFFERED, Bounds
 from quantkit.sweep.knapsack import Option, Solution, needs_solver, smallest, solve
 from quantkit.sweep.mix import Budget, Mix, Optimized
@@ -23,7 +23,7 @@ from quantkit.sweep.request import Request
 from quantkit.sweep.response import Response
 from quantkit.sweep.sensitivity import PROBED, Sensitivity, Survey
 from quantkit.sweep.sweep import Sweep
-from quantkit.sweep.written import recipe_text
+from quantkit.sweep.written import ranges, recipe_text
 from quantkit.units import size
 
 TEXT, TOKENS = "calibration.txt", 2560  # that matrices are tried on; so many tokens, in windows evenly over it
@@ -31,7 +31,10 @@ TEXT, TOKENS = "calibration.txt", 2560  # that matrices are tried on; so many to
 # and where between the smallest mix and the largest those stand that it goes through.
 REPORTED_TOKENS, CALIBRATING = 8192, (0.05, 0.2, 0.45)
 # general.file_type of a mix: that of the preset named for the type in which most of its bytes are.
-FILE_TYPES: Mapping[QType, int] = {Q2_K: 10, Q3_K: 12, Q4_K: 15, Q5_K: 17, Q6_K: 18, Q8_0: 7}
+FILE_TYPES: Mapping[QType, int] = {
+    **{Q2_K: 10, Q3_K: 12, Q4_K: 15, Q5_K: 17, Q6_K: 18, Q8_0: 7},
+    **{Q4_0: 2, Q4_1: 3, Q5_0: 8, Q5_1: 9, F32: 0, F16: 1, BF16: 32},  # that stand in, or are asked for
+}
 
 Choices = Sequence[tuple[tuple[str, ...], tuple[QType, ...]]]  # the matrices of a group, and the types it may have
 
@@ -156,13 +159,15 @@ class Optimizer:
 
     def _comments(self, budget: Budget, solution: Solution, predicted: float) -> list[str]:
         measured, sensitivity = self._tried, self.sensitivity
-        host = sorted(self._shapes.keys() - budget.counted)
+        aside = [name for name in self._shapes if name not in budget.counted]
+        layers = {layer_of(name) for name in aside} - {-1}
+        host = [name for name in aside if layer_of(name) < 0] + ([f"layers {ranges(layers)}"] if layers else [])
         n, n_positions = measured.sample.windows.shape
         n_guessed = len(self._shapes) - len(sensitivity.probed)
         guessed = f", {n_guessed} of them interpolated" if n_guessed else ""
         return [
             f"The least KL divergence in {budget.nbytes:,} bytes of matrices"
-            + (f", {', '.join(host)} aside" if host else "")
+            + (f", {' and '.join(host)} aside" if host else "")
             + f"; these take {solution.nbytes:,}.",
             f"Predicted: {predicted:.5f} nats on {', '.join(self._reported.sample.text.names)}; "
             f"optimality gap of the sum of costs {100 * solution.gap:.2f} %.",

@@ -25,7 +25,7 @@ from quantkit.evaluate import (
 )
 from quantkit.evaluate.network import run
 from quantkit.gguf_io import read_gguf
-from quantkit.qtypes import Q2_K, Q3_K, Q4_K, Q5_1, Q6_K, Q8_0
+from quantkit.qtypes import Q2_K, Q3_K, Q4_0, Q4_K, Q5_1, Q6_K, Q8_0
 from quantkit.sweep import Bounds, Optimizer, Request, Sweep, knapsack, optimize, optimizer, sensitivity, sweep
 from quantkit.sweep.candidates import Base, Candidate, Probe
 
@@ -134,6 +134,12 @@ def test_a_mix_for_the_card(ask: Ask) -> None:
     assert planned.types[EMBEDDING] is Q8_0
 
 
+def test_what_is_not_on_the_card_is_said_in_a_few_words(ask: Ask) -> None:
+    asked = optimize(ask(types=(), vram_bytes=2_500_000, memory={"ubatch": 64, "overhead_bytes": 0, "gpu_layers": 1}))
+    (recipe,) = asked.out.glob("*.toml")
+    assert "bytes of matrices, token_embd.weight and layers 0-1 aside;" in recipe.read_text().splitlines()[0]
+
+
 def test_a_card_for_which_every_preset_is_too_large(ask: Ask) -> None:
     with Sweep.open(ask(types=("Q2_K",)), pytest.fail) as opened:
         least = opened.candidates[0].use.card_bytes
@@ -161,6 +167,11 @@ def test_bounds_are_kept(ask: Ask) -> None:
         assert [name for name, qtype in types.items() if qtype is Q2_K] == ["blk.1.ffn_down.weight"]
         text = (asked.out / f"{mix.recipe.name}.toml").read_text()
         assert "# Bounds: output.weight=Q6_K, *.1.ffn_down*=Q2_K, at least Q3_K, one type for *attn_qkv*" in text
+
+
+def test_the_file_type_is_that_of_most_bytes_whatever_they_are(ask: Ask) -> None:
+    asked = optimize(ask(types=("Q5_K_M",)), Bounds([("output.weight", Q6_K), ("*", Q4_0)]))
+    assert asked.optimized is not None and asked.optimized.mixes[0].recipe.file_type == 2
 
 
 def test_it_costs_what_bounds_ask(ask: Ask) -> None:
