@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -105,10 +106,11 @@ def command(
     }
     if as_json:
         click.echo(json.dumps(result, indent=2))
+    convert = ["quantkit", "convert", str(source), *as_arguments(lora), "-t", "Q4_K_M", "--imatrix", str(output)]
     talk.say(
         f"{len(sums)} matrices, {len(chosen.windows)} windows of {chosen.windows.shape[1]} tokens of "
         f"{', '.join(text.names)} (sha256 {text.sha256[:16]})\n"
-        f"next: quantkit convert {source}{as_arguments(lora)} -t Q4_K_M --imatrix {output}"
+        f"next: {shlex.join(convert)}"
     )
 
 

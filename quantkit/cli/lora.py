@@ -42,6 +42,7 @@ def lora_option(merged_into: str = "SOURCE") -> Callable[[Callable[..., Any]], C
     )
 
 
-def as_arguments(lora: Sequence[Lora]) -> str:
-    """The options again, for a command to show: " --lora DIR:0.5"."""
-    return "".join(f" --lora {one.path}" + (f":{one.scale:g}" if one.scale != 1 else "") for one in lora)
+def as_arguments(lora: Sequence[Lora]) -> list[str]:
+    """The options again, for a command to show: "--lora", "DIR:0.5"."""
+    values = (f"{one.path}:{one.scale:g}" if one.scale != 1 else str(one.path) for one in lora)
+    return [argument for value in values for argument in ("--lora", value)]

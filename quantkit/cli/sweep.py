@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from shlex import join
 from typing import TYPE_CHECKING
 
 import click
@@ -20,7 +21,7 @@ from quantkit.cli.report import EXTRA
 from quantkit.cli.sizes import MEMORY
 from quantkit.cli.source import SOURCE
 from quantkit.cli.talk import Talk, table
-from quantkit.errors import UsageError
+from quantkit.errors import Paused, UsageError
 from quantkit.osio import refuse_replacing
 from quantkit.units import size
 
@@ -144,17 +145,29 @@ def command(
         arithmetic("f32", dtype, device),
         lora=lora,
     )
-    if optimize:
-        request = with_mixes(request, bounds(keep, min_type, same_type), probes, talk)
-    with Sweep.open(request, talk.warn) as sweep:
-        if not merge:
-            _measure(sweep, shard, ray, talk)
-        if shard:
-            names = ", ".join(candidate.output.name for candidate in sweep.share(shard)) or "nothing"
-            talk.say(f"shard {shard.number} of {shard.count} has measured {names}")
-            talk.say(f"next: the same command with --merge, when all shards have, and their {output} is one folder")
-            return
-        _finish(sweep, request, not no_write, talk, as_json)
+    with _going_on():
+        if optimize:
+            request = with_mixes(request, bounds(keep, min_type, same_type), probes, talk)
+        with Sweep.open(request, talk.warn) as sweep:
+            if not merge:
+                _measure(sweep, shard, ray, talk)
+            if shard:
+                names = ", ".join(candidate.output.name for candidate in sweep.share(shard)) or "nothing"
+                talk.say(f"shard {shard.number} of {shard.count} has measured {names}")
+                talk.say(f"next: the same command with --merge, when all shards have, and their {output} is one folder")
+            else:
+                _finish(sweep, request, not no_write, talk, as_json)
+
+
+@contextmanager
+def _going_on() -> Iterator[None]:
+    """Wherever the command is stopped, it goes on: what is measured is kept.  Raises Paused."""
+    from quantkit.sweep.measurements import GOES_ON
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Paused("stopped", hint=GOES_ON) from None
 
 
 def _measure(sweep: Sweep, shard: Shard | None, ray: str | None, talk: Talk) -> None:
@@ -174,7 +187,7 @@ def _measure(sweep: Sweep, shard: Shard | None, ray: str | None, talk: Talk) -> 
 
 def _finish(sweep: Sweep, request: Request, write: bool, talk: Talk, as_json: bool) -> None:
     """Report, and write the file that is picked."""
-    from quantkit.report import missing, read_report, write_pages
+    from quantkit.report import missing, read_report, served, write_pages
     from quantkit.sweep.report import write_report
 
     report = sweep.report()
@@ -196,16 +209,17 @@ def _finish(sweep: Sweep, request: Request, write: bool, talk: Talk, as_json: bo
         with talk.progress("converting", chosen.plan.source_bytes) as progress:
             chosen.write(progress)
         talk.say(f"wrote {chosen.path}")
-    talk.say(f"next: llama-server -m {chosen.path} -c {sweep.run.context * sweep.run.parallel}")
+    talk.say(f"next: {served(shown, str(chosen.path))}")
 
 
 def _command(request: Request, name: str, path: Path) -> str:
     """The command that writes the file that was picked."""
-    recipe = request.out / f"{name}.toml" if request.is_mix(name) else request.recipe
-    kind = f"--recipe {recipe}" if str(recipe).endswith(".toml") else f"-t {name}"
-    family = f" --recipe {request.recipe}" if request.recipe not in ("llama.cpp",) and kind.startswith("-t") else ""
-    imatrix = f" --imatrix {request.imatrix}" if request.imatrix else ""
-    return f"quantkit convert {request.source}{as_arguments(request.lora)} {kind}{family}{imatrix} -o {path}"
+    recipe = str(request.out / f"{name}.toml") if request.is_mix(name) else request.recipe
+    kind = [] if recipe.endswith(".toml") else ["-t", name]
+    family = ["--recipe", recipe] if recipe != "llama.cpp" else []
+    imatrix = ["--imatrix", str(request.imatrix)] if request.imatrix else []
+    arguments = [str(request.source), *as_arguments(request.lora), *kind, *family, *imatrix, "-o", str(path)]
+    return join(["quantkit", "convert", *arguments])
 
 
 def _shard(text: str) -> Shard:

@@ -22,6 +22,7 @@ class Talk:
 
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
+        self._warned: set[str] = set()
         if quiet:
             os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # huggingface_hub draws its own
 
@@ -30,8 +31,10 @@ class Talk:
             print(text, file=sys.stderr)
 
     def warn(self, text: str) -> None:
-        """Warnings are said even if quiet."""
-        print(f"quantkit: warning: {text}", file=sys.stderr)
+        """Warnings are said even if quiet, and each once."""
+        if text not in self._warned:
+            self._warned.add(text)
+            print(f"quantkit: warning: {text}", file=sys.stderr)
 
     @contextmanager
     def progress(self, what: str, total: int, *, of_bytes: bool = True) -> Iterator[Callable[[int], None]]:

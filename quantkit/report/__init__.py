@@ -10,11 +10,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from quantkit.osio import AtomicFile, make_folder
+from quantkit.report.commands import served
 from quantkit.report.markdown import markdown
 from quantkit.report.record import Report, read_report
 from quantkit.report.table import measured, table
 
-__all__ = ["Report", "measured", "missing", "outputs", "read_report", "table", "write_pages"]
+__all__ = ["Report", "measured", "missing", "outputs", "read_report", "served", "table", "write_pages"]
 
 HTML, MARKDOWN, PLOTS = "report.html", "report.md", "plots"
 

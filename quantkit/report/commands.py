@@ -21,16 +21,26 @@ def commands(report: Report) -> dict[str, str]:
     return {
         "Measure it again": join(["quantkit", "sweep", *_source(report), *_sweep(report)]),
         "Write the file": join(convert),
-        "Run it": join(["llama-server", "-m", name, *_run(report)]),
+        "Run it": served(report, name),
     }
+
+
+def served(report: Report, file: str) -> str:
+    """The command that runs a file as was reckoned."""
+    return join(["llama-server", "-m", file, *_run(report)])
 
 
 def memory_option(nbytes: int) -> str:
     """Bytes as --vram takes them, in the largest unit that leaves no more than two decimals."""
     for unit, factor in _UNITS.items():
         if nbytes >= factor and 100 * nbytes % factor == 0:
-            return f"{nbytes / factor:g}{unit}"
-    return f"{nbytes / 2**20:.6f}MiB"
+            return f"{_short(nbytes / factor, 2)}{unit}"
+    return f"{_short(nbytes / 2**20, 6)}MiB"
+
+
+def _short(number: float, decimals: int) -> str:
+    """In so many decimals at most."""
+    return f"{number:.{decimals}f}".rstrip("0").rstrip(".")
 
 
 def _source(report: Report) -> Iterator[str]:

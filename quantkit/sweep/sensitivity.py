@@ -24,7 +24,7 @@ from quantkit.qtypes import Q3_K, QType
 from quantkit.recipe import fitting, layer_of
 from quantkit.sweep.candidates import Base, Candidate, Probe
 from quantkit.sweep.cost import memory_bytes
-from quantkit.sweep.measurements import Measurements
+from quantkit.sweep.measurements import GOES_ON, Measurements
 from quantkit.sweep.store import Facts, Store
 
 PROBED = Q3_K  # coarse enough to be seen through the noise of a few windows, fine enough to be a small change
@@ -110,7 +110,7 @@ class Survey:
             for first in range(0, len(missing), PROBES_AT_ONCE):
                 self._measure_probes(base, missing[first : first + PROBES_AT_ONCE], progress)
         except KeyboardInterrupt:
-            raise Paused("stopped", hint="the same command goes on from what is measured") from None
+            raise Paused("stopped", hint=GOES_ON) from None
 
     def sensitivity(self) -> Sensitivity:
         """The result; everything is measured."""

@@ -181,7 +181,7 @@ def _merged(weights: Weights) -> dict[str, Any] | None:
     if not weights.adapters:
         return None
     lora = [{"name": one.name, "sha256": one.sha256, "scale": one.scale} for one in weights.adapters]
-    return {"base": weights.origin.name if weights.origin else weights.path.name, "lora": lora}
+    return {"base": weights.origin.name if weights.origin else weights.path.resolve().name, "lora": lora}
 
 
 def sweep(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -55,7 +56,7 @@ def test_a_table_and_the_file(source: Path, tmp_path: Path, capsys: pytest.Captu
     first, page, wrote, following = err.splitlines()
     assert first.startswith("4 measurements to make, in about ")
     assert page == f"wrote {out_folder / 'report.html'}"
-    assert (wrote, following) == (f"wrote {file}", f"next: llama-server -m {file} -c 1024")
+    assert (wrote, following) == (f"wrote {file}", f"next: llama-server -m {file} -c 1024 -ub 64")
     reports = {f"report.{kind}" for kind in ("json", "csv", "md", "html")}
     assert {path.name for path in out_folder.iterdir()} == {"measurements", "plots", file.name} | reports
 
@@ -87,18 +88,19 @@ def test_json_is_the_only_thing_on_stdout(source: Path, tmp_path: Path, capsys: 
 def test_without_writing_it_says_the_command_that_does(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], family: str
 ) -> None:
-    code, _, err = run(capsys, source, *TYPES, *QUICK, "-o", tmp_path / "out", "--no-write", "--recipe", family)
+    out = tmp_path / "what comes"
+    code, _, err = run(capsys, source, *TYPES, *QUICK, "-o", out, "--no-write", "--recipe", family)
     assert code == 0
-    assert not list((tmp_path / "out").glob("*.gguf"))
-    said = err.splitlines()[-1].removeprefix("next: ").split()
+    assert not list(out.glob("*.gguf"))
+    said = shlex.split(err.splitlines()[-1].removeprefix("next: "))
     assert said[:2] == ["quantkit", "convert"]
     with pytest.raises(SystemExit) as ended:
         main([*said[1:], "-q"])
     assert not ended.value.code
-    assert [path.name for path in (tmp_path / "out").glob("*.gguf")] == ["small-Q4_K_M.gguf"]
-    written = (tmp_path / "out" / "small-Q4_K_M.gguf").read_bytes()
-    run(capsys, source, *TYPES, *QUICK, "-o", tmp_path / "out", "--recipe", family)
-    assert (tmp_path / "out" / "small-Q4_K_M.gguf").read_bytes() == written
+    assert [path.name for path in out.glob("*.gguf")] == ["small-Q4_K_M.gguf"]
+    written = (out / "small-Q4_K_M.gguf").read_bytes()
+    run(capsys, source, *TYPES, *QUICK, "-o", out, "--recipe", family)
+    assert (out / "small-Q4_K_M.gguf").read_bytes() == written
 
 
 @pytest.mark.usefixtures("no_plots")
@@ -190,6 +192,39 @@ def test_stopped_it_goes_on(source: Path, tmp_path: Path, signal: str, capsys: p
     assert (tmp_path / "out" / "report.json").exists()
 
 
+# A signal to the process itself, where measuring is over.
+CALLED = """
+import os, signal, sys
+from importlib import import_module
+from quantkit.cli import main
+module, name = import_module(sys.argv[1]), sys.argv[2]
+function = getattr(module, name)
+def signalled(*arguments, **options):
+    os.kill(os.getpid(), signal.SIGINT)
+    return function(*arguments, **options)
+setattr(module, name, signalled)
+main(sys.argv[3:])
+"""
+
+
+@pytest.mark.parametrize("place", ["quantkit.sweep.optimizer solve", "quantkit.sweep.report write_report"])
+def test_stopped_where_nothing_is_measured_it_goes_on_too(source: Path, tmp_path: Path, place: str) -> None:
+    arguments = ["sweep", str(source), "-t", "Q8_0", "--vram", "4MiB", *QUICK[2:], "--optimize", "-q"]
+    command = [sys.executable, "-c", CALLED, *place.split(), *arguments, "-o", str(tmp_path / "out")]
+    stopped = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (stopped.returncode, stopped.stdout) == (75, ""), stopped.stderr
+    assert stopped.stderr.endswith("error: stopped\nhint: the same command goes on from what is measured\n")
+
+
+@pytest.mark.usefixtures("no_plots")
+def test_a_warning_is_said_once(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ("-t", "Q4_0", "--optimize", "--no-write", "-q", *QUICK, "--vram", "12MiB", "--ctx", "4096")
+    code, _, err = run(capsys, source, *asked, "-o", tmp_path / "out")
+    assert code == 0 and err.splitlines() == [
+        "quantkit: warning: the model is made for 2,048 tokens, and 4,096 are more"
+    ]
+
+
 def test_the_usual_context_is_that_of_plan() -> None:
     assert request.USUAL_CONTEXT == plan.USUAL_CONTEXT
 
@@ -265,6 +300,9 @@ def test_a_mix_is_found_and_measured(source: Path, tmp_path: Path, capsys: pytes
         (("--optimize", "--shard", "1/2"), "--optimize is for one machine"),
         (("--optimize", "--merge"), "--optimize is for one machine"),
         (("--optimize", "--probes", "3"), "too few probes"),
+        (("--optimize", "--keep", "output=Q9"), "unknown tensor type 'Q9'"),
+        (("--optimize", "--min-type", "IQ4_XS"), "only read, not written"),
+        (("--optimize", "--min-type", "F16"), "mixes are of Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, Q8_0"),
     ],
 )
 def test_mixes_that_cannot_be_asked_for(

@@ -248,7 +248,7 @@ def test_commands(tmp_path: Path, case: str) -> None:
         import_module(f"quantkit.cli.{name}").command.make_context(name, arguments)  # raises for one that is no option
 
 
-@pytest.mark.parametrize("text", ["12GiB", "12GB", "850MiB", "12.5GiB", "24.75GB", "1MB", "0.0005GiB"])
+@pytest.mark.parametrize("text", ["12GiB", "12GB", "850MiB", "12.5GiB", "24.75GB", "1MB", "0.0005GiB", "12345.67MB"])
 def test_sizes_are_options_again(text: str) -> None:
     from quantkit.cli.sizes import MEMORY
 
