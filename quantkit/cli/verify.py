@@ -65,6 +65,8 @@ def command(
     """
     if (source is None) == (statement is None):
         raise UsageError("verify needs either --source or --statement", hint="--source makes the file again")
+    if statement is not None:
+        _refuse((imatrix, lora, name, metadata, chat_template, fix_special_tokens, write_statement))
     from quantkit.verify import Recorded, check_statement, compare, read_statement, remake, state
     from quantkit.verify import write_statement as write
 
@@ -94,6 +96,12 @@ def command(
         if write_statement:
             write(write_statement, state(recorded, found, imatrix=importance, adapters=weights.adapters))
             talk.say(f"wrote {write_statement}")
+
+
+def _refuse(of_source: Sequence[object]) -> None:
+    """Raise UsageError where an option is given that only a --source has a use for."""
+    if any(of_source):
+        raise UsageError("with --statement nothing is made again", hint="leave out what goes with --source")
 
 
 def _facts(recorded: Recorded, remaking: Remaking, found: Verification) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def compare(
               DiskError                        reading fails
     """
     table = [(recorded.headers[number].path, tensor) for number, tensor in recorded.tensors()]
-    structure, types = compare_tables(remaking.output.tensors, table)
+    structure, types = compare_tables(remaking.output.tensors, table, ours=recorded.maker is not None)
     if structure:
         return Verification(tuple(structure), {}, {}, 0)
     blocks = _Blocks(recorded)

@@ -44,12 +44,13 @@ def differs(message: str, **place: Any) -> Difference:
 
 
 def compare_tables(
-    expected: Sequence[TensorEntry], found: Sequence[tuple[Path, TensorEntry]]
+    expected: Sequence[TensorEntry], found: Sequence[tuple[Path, TensorEntry]], *, ours: bool
 ) -> tuple[list[Difference], list[Difference]]:
     """Hold a file's tensors against those that its source gives.
 
+    ours     their order is compared, too
     returns  those with which no weights can be compared: a tensor too few or too many, or of another shape;
-             and other types than the recipe asks for
+             and other types than the recipe asks for, or another order
     """
     structure, types = [], []
     known = {tensor.name: tensor for tensor in expected}
@@ -64,6 +65,10 @@ def compare_tables(
             message = "another type than the file's recipe gives"
             types.append(differs(message, file=path, tensor=tensor.name, expected=wanted.qtype, found=tensor.qtype))
     structure += [differs("a tensor is missing", file=found[0][0], tensor=name) for name in known]
+    if ours and not structure:
+        pairs = zip(expected, found, strict=True)
+        moved = ((path, tensor.name) for wanted, (path, tensor) in pairs if wanted.name != tensor.name)
+        types += [differs("the tensors stand in another order", file=path, tensor=name) for path, name in moved][:1]
     return structure, types
 
 

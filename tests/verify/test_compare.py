@@ -246,6 +246,10 @@ def _another_order(model: Model) -> None:
     model.fields["general.name"] = model.fields.pop("general.name")
 
 
+def _another_place(model: Model) -> None:
+    model.tensors = dict(reversed(model.tensors.items()))
+
+
 def _drop_tensor(model: Model) -> None:
     del model.tensors["blk.0.ffn_norm.weight"]
 
@@ -274,6 +278,7 @@ EDITED: dict[str, tuple[Callable[[Model], object], str, dict[str, object]]] = {
         {"key": "tokenizer.ggml.tokens", "expected": "'the' as item 257", "found": "'teh' as item 257"},
     ),
     "the order of keys": (_another_order, "the keys stand in another order", {"key": "general.name"}),
+    "the order of tensors": (_another_place, "the tensors stand in another order", {"tensor": "blk.1.ffn_up.weight"}),
     "a tensor too few": (_drop_tensor, "a tensor is missing", {"tensor": "blk.0.ffn_norm.weight"}),
     "a tensor too many": (_add_tensor, "a tensor that the source does not give", {"tensor": "blk.0.bias.weight"}),
     "a shape": (_another_shape, "another shape", {"tensor": DOWN, "expected": [256, 512], "found": [512, 256]}),

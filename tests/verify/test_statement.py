@@ -191,6 +191,14 @@ def test_it_is_either_a_source_or_a_statement(source: Path, made: Path, statemen
     assert run(made, *(("--source", source, "--statement", statement) if both else ())) == 2
 
 
+@pytest.mark.parametrize(
+    "option", ["--imatrix", "--lora", "--name", "--metadata", "--chat-template", "--write-statement"]
+)
+def test_what_a_statement_cannot_heed_is_refused(made: Path, statement: Path, option: str, tmp_path: Path) -> None:
+    assert run(made, "--statement", statement, option, tmp_path / "a=b") == 2
+    assert run(made, "--statement", statement) == 0
+
+
 def test_the_file_is_not_replaced_by_its_statement(source: Path, made: Path) -> None:
     before = made.read_bytes()
     assert run(made, "--source", source, "--write-statement", made) == 2
