@@ -151,7 +151,12 @@ class Optimizer:
         predicted = self.response.predict(self.sensitivity.total(types))
         path = self._sweep.request.out / f"{budget.name}.toml"
         most = Counter({q: sum(self._nbytes([n], q) for n in types if types[n] is q) for q in FILE_TYPES})
-        text = recipe_text(types, FILE_TYPES[most.most_common(1)[0][0]], self._comments(budget, solution, predicted))
+        text = recipe_text(
+            types,
+            FILE_TYPES[most.most_common(1)[0][0]],
+            self._comments(budget, solution, predicted),
+            needs_imatrix=self._tried.imatrix_sha256 is not None,
+        )
         with AtomicFile(path) as out:
             out.write(text.encode(), 0)
             out.publish()

@@ -10,16 +10,20 @@ from quantkit.qtypes import QType
 from quantkit.recipe import layer_of
 
 
-def recipe_text(types: Mapping[str, QType], file_type: int, comments: Sequence[str]) -> str:
+def recipe_text(
+    types: Mapping[str, QType], file_type: int, comments: Sequence[str], *, needs_imatrix: bool = False
+) -> str:
     """The TOML of a complete recipe that gives every one of these matrices its type.
 
-    types      by GGUF name
-    file_type  general.file_type of the output
-    comments   lines to stand above it
+    types          by GGUF name
+    file_type      general.file_type of the output
+    comments       lines to stand above it
+    needs_imatrix  refuse to convert without an importance matrix: the mix was measured with one
     """
     rules = [rule for pattern, names in _kinds(types).items() for rule in _rules(pattern, names, types)]
     head = "".join(f"# {line}".rstrip() + "\n" for line in comments)
-    return f"{head}file_type = {file_type}\n" + "".join(rules)
+    needs = "needs_imatrix = true\n" if needs_imatrix else ""
+    return f"{head}file_type = {file_type}\n{needs}" + "".join(rules)
 
 
 def _kinds(names: Iterable[str]) -> dict[str, list[str]]:

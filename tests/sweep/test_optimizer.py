@@ -111,6 +111,7 @@ def test_a_mix_for_each_size(ask: Ask, imatrix: Path, weighted: bool) -> None:
         assert own["kld"]["mean"] < preset["kld"]["mean"]
         assert own["predicted_kld"] == mix.predicted == pytest.approx(own["kld"]["mean"], rel=0.5)
         assert preset["predicted_kld"] is None and mix.gap == 0
+        assert mix.recipe.needs_imatrix is weighted  # or convert would make another file of it than was measured
     assert report["pick"]["type"].startswith("OPT-")
     (picked,) = asked.out.glob("*.gguf")
     best = next(mix for mix in asked.optimized.mixes if mix.recipe.name == report["pick"]["type"])
