@@ -7,6 +7,7 @@
 #   make release   a folder to publish, in OUT: make release SOURCE=my-phi-4 TYPES='Q4_K_M Q8_0' OUT=out
 #   make verify    whether the files in OUT are what SOURCE gives
 #   make ppl       the perplexity regression test on all of its text; PPL=--update records it anew
+#   make release-proof  train adapters of two kinds, release them, and ask llama.cpp: a minute
 #   make optimum   the mixes of `sweep --optimize` beside the presets, predicted and measured: most of an hour
 #   make bench     the speed of the kernels: in C alone, beside ggml's, and beside our floors
 #   make check     ruff, mypy --strict, clang-format
@@ -86,6 +87,10 @@ bench: $(VENV)/.built $(VENV)/.complete
 	$(BIN)/python tests/isa/speed.py
 	@echo
 	$(BIN)/python tests/isa/floors.py
+
+.PHONY: release-proof
+release-proof: $(VENV)/.built $(VENV)/.complete $(ENGINE)
+	QUANTKIT_REQUIRE_ENGINE=1 QUANTKIT_RELEASE_PROOF=1 $(BIN)/python -m pytest -rP tests/engine/test_release.py
 
 PPL_TYPES := Q8_0 Q6_K Q5_K_M Q4_K_M Q3_K_M Q2_K
 .PHONY: ppl

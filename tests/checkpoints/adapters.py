@@ -53,23 +53,36 @@ TRAINED: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def train(base: Path, out: Path, *, steps: int = 2, n_tokens: int | None = None, **config: Any) -> Path:
+def train(
+    base: Path,
+    out: Path,
+    *,
+    steps: int = 2,
+    rate: float = 1e-2,
+    lesson: tuple[torch.Tensor, torch.Tensor] | None = None,
+    n_tokens: int | None = None,
+    **config: Any,
+) -> Path:
     """Write an adapter for the checkpoint base into the folder out.
 
-    steps     of AdamW, on random tokens
+    steps     of AdamW
+    rate      of learning
+    lesson    token ids, and which of them are to be learned (the others are -100); else random ones
     n_tokens  of the embedding, which is resized; else it stays
     config    of LoraConfig
     """
     import peft
 
-    with _quiet():
+    with quiet():
         torch.manual_seed(3)
         model = load(base, n_tokens=n_tokens)
         adapted = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **config))
-        ids = torch.randint(0, model.config.vocab_size, (2, 24))
-        optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=1e-2)
+        if lesson is None:
+            ids = torch.randint(0, model.config.vocab_size, (2, 24))
+            lesson = (ids, ids)
+        optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=rate)
         for _ in range(steps):
-            adapted(input_ids=ids, labels=ids).loss.backward()
+            adapted(input_ids=lesson[0], labels=lesson[1]).loss.backward()
             optimizer.step()
             optimizer.zero_grad()
         adapted.save_pretrained(str(out))
@@ -79,17 +92,25 @@ def train(base: Path, out: Path, *, steps: int = 2, n_tokens: int | None = None,
 def merged(
     base: Path, *adapters: Path, dtype: torch.dtype = torch.float32, n_tokens: int | None = None, untie: bool = False
 ) -> dict[str, NDArray[np.float32]]:
-    """What PEFT's merge_and_unload makes of the base with adapters, by the tensors' names; BF16 is widened.
+    """What `merged_model` has, by the tensors' names; BF16 is widened."""
+    model = merged_model(base, *adapters, dtype=dtype, n_tokens=n_tokens, untie=untie)
+    return {name: tensor.float().numpy() for name, tensor in model.state_dict().items()}
+
+
+def merged_model(
+    base: Path, *adapters: Path, dtype: torch.dtype = torch.float32, n_tokens: int | None = None, untie: bool = False
+) -> PreTrainedModel:
+    """What PEFT's merge_and_unload makes of the base with adapters.
 
     untie  the output matrix first, as PEFT asks for
     """
     import peft
 
-    with _quiet():
+    with quiet():
         model = load(base, dtype=dtype, n_tokens=n_tokens, untie=untie)
         for adapter in adapters:
             model = peft.PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
-    return {name: tensor.float().numpy() for name, tensor in model.state_dict().items()}
+    return model
 
 
 def load(
@@ -106,7 +127,7 @@ def load(
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """PEFT warns of what these adapters are made to have, and asks the hub for nothing here that it could find."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

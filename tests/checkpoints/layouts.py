@@ -107,11 +107,12 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _take_tensors(folder: Path) -> dict[str, Bf16]:
-    """The BF16 tensors of model.safetensors, which is removed."""
-    path = folder / "model.safetensors"
-    tensors = {
-        name: np.frombuffer(entry["data"], np.uint16).reshape(entry["shape"])
-        for name, entry in deserialize(path.read_bytes())
-    }
-    path.unlink()
+    """The BF16 tensors of the folder's safetensors files, which are removed."""
+    tensors = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        tensors |= {
+            name: np.frombuffer(entry["data"], np.uint16).reshape(entry["shape"])
+            for name, entry in deserialize(path.read_bytes())
+        }
+        path.unlink()
     return tensors

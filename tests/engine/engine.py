@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -26,6 +27,20 @@ def missing() -> str | None:
     if not (FOLDER / "node_modules" / "node-llama-cpp").is_dir():
         return "node-llama-cpp is not installed: npm install --ignore-scripts --prefix tests/engine"
     return None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model says to a question.
+
+    text    without the markup around it
+    stop    why it ends: "eogToken" where the model ended its turn, "maxTokens" where it was cut off
+    tokens  ids of question and answer, with their markup
+    """
+
+    text: str
+    stop: str
+    tokens: list[int]
 
 
 class Engine:
@@ -58,6 +73,20 @@ class Engine:
         """The likeliest continuation of a prompt, at most n_tokens of it; bos goes first if the file asks for it."""
         text: str = self._ask(complete=prompt, max_tokens=n_tokens)["text"]
         return text
+
+    def continuation(self, prompt: str, n_tokens: int) -> list[int]:
+        """The ids of what `complete` gives."""
+        ids: list[int] = self._ask(complete=prompt, max_tokens=n_tokens)["tokens"]
+        return ids
+
+    def next(self, tokens: list[int]) -> list[int]:
+        """The likeliest id behind each of the tokens, with those before it."""
+        ids: list[int] = self._ask(next=tokens)["tokens"]
+        return ids
+
+    def chat(self, question: str, n_tokens: int) -> Answer:
+        """The likeliest answer, at most n_tokens of it, by the chat template in the file."""
+        return Answer(**self._ask(chat=question, max_tokens=n_tokens))
 
     def _ask(self, **request: Any) -> dict[str, Any]:
         assert self._process.stdin is not None and self._process.stdout is not None
