@@ -59,6 +59,10 @@ class Lora:
         if not abs(self.scale) <= _LARGEST_F32:
             raise UsageError("the scale of an adapter is no float32 number", file=self.path, found=self.scale)
 
+    def __str__(self) -> str:
+        """As --lora takes it: "DIR", or "DIR:SCALE" with every digit of the scale."""
+        return str(self.path) if self.scale == 1 else f"{self.path}:{self.scale!r}"
+
 
 @dataclass(frozen=True)
 class Pair:

@@ -44,5 +44,4 @@ def lora_option(merged_into: str = "SOURCE") -> Callable[[Callable[..., Any]], C
 
 def as_arguments(lora: Sequence[Lora]) -> list[str]:
     """The options again, for a command to show: "--lora", "DIR:0.5"."""
-    values = (f"{one.path}:{one.scale:g}" if one.scale != 1 else str(one.path) for one in lora)
-    return [argument for value in values for argument in ("--lora", value)]
+    return [argument for one in lora for argument in ("--lora", str(one))]

@@ -106,7 +106,9 @@ def _front_matter(about: Card) -> str:
 
 
 def _yaml(text: str) -> str:
-    return text if _PLAIN.fullmatch(text) else json.dumps(text)
+    if _PLAIN.fullmatch(text):
+        return text
+    return json.dumps(text, ensure_ascii=not text.isprintable())  # JSON escapes an emoji as two halves, YAML does not
 
 
 def _heading(about: Card) -> str:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from quantkit.checkpoint import Checkpoint
+from quantkit.checkpoint.json_file import shown
 from quantkit.convert import convert
-from quantkit.errors import UsageError
+from quantkit.errors import OutputError, UsageError
 from quantkit.imatrix import Imatrix, read_imatrix
 from quantkit.memory import Run, memory_use
-from quantkit.osio import AtomicFile, InputFile, is_file, make_folder, refuse_replacing
+from quantkit.osio import AtomicFile, InputFile, is_file, is_folder, make_folder, refuse_replacing
 from quantkit.plan import Plan, make_plan, output_paths
 from quantkit.recipe import Recipe, choose
 from quantkit.release import sums
@@ -55,6 +57,7 @@ class Release:
         self.name: str = order.description.get("name") or weights.name
         if not NAME.fullmatch(self.name):
             raise UsageError("files cannot be called after this source", hint="name them: --name NAME", found=self.name)
+        _refuse_writing_over(order.out)
         self.plan = self._plan_of(self.recipes, warn)
         self.paths = output_paths(self.plan.outputs, self.name, order.out, is_folder=True)
         for folder in (order.out, order.out / WORK, order.out / WORK / "measurements", order.out / "recipes"):
@@ -62,6 +65,9 @@ class Release:
         inputs = [*weights.files, *([order.imatrix] if order.imatrix else []), Path(order.recipe)]
         refuse_replacing([path for shards in self.paths for path in shards], inputs)
         self._store = Store(order.out / WORK / "measurements", warn)
+        for dataset in imatrix.datasets if imatrix else ():
+            if "/" in dataset or "\\" in dataset:
+                warn(f"the importance matrix is published as it is, and names what it is of: {shown(dataset)}")
 
     @classmethod
     @contextmanager
@@ -96,8 +102,9 @@ class Release:
     def _described(self) -> Iterator[str]:
         """The options with which `verify` makes the same keys."""
         given = self.order.description
-        for adapter in self._weights.adapters:
-            yield from ("--lora", f"{adapter.name}:{adapter.scale:g}")
+        adapters = self._weights.adapters
+        for one, adapter in zip(self.order.lora, adapters[len(adapters) - len(self.order.lora) :], strict=True):
+            yield from ("--lora", str(replace(one, path=Path(adapter.name))))  # SOURCE itself may be one before these
         if given.get("name"):
             yield from ("--name", given["name"])
         for name, value in self._overrides.items():
@@ -272,6 +279,15 @@ class Release:
         """The text of the token with that role, "" for none."""
         number = self._field(f"tokenizer.ggml.{role}_token_id")
         return "" if number is None else str(self._field("tokenizer.ggml.tokens")[number])
+
+
+def _refuse_writing_over(out: Path) -> None:
+    """Raise OutputError where the folder has what a release would replace, and is not that of an earlier one."""
+    for name in ("README.md", "LICENSE", "Modelfile"):
+        if is_file(out / name) and not is_folder(out / WORK):
+            raise OutputError(
+                "is there already, and no release wrote it here", hint="name another folder: -o DIR", file=out / name
+            )
 
 
 def _question(shards: Sequence[Path]) -> dict[str, Any]:

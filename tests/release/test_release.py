@@ -6,6 +6,7 @@ import getpass
 import hashlib
 import json
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -24,7 +25,7 @@ from safetensors.numpy import save_file
 from quantkit.checkpoint import Lora
 from quantkit.cli import cli
 from quantkit.convert import convert
-from quantkit.errors import ConfigError, QuantkitError, UsageError
+from quantkit.errors import ConfigError, OutputError, QuantkitError, UsageError
 from quantkit.evaluate import arithmetic, evaluate, open_model, sample, shipped
 from quantkit.gguf_io import read_gguf
 from quantkit.plan import make_plan, output_paths
@@ -85,7 +86,7 @@ def order(source: Path, imatrix: Path) -> Order:
         window=32,
         windows=4,
         repo="me/little-GGUF",
-        quantized_by="Dr. Who: 'me'",
+        quantized_by="Dr. Who: 'me' 😀",
         tags=("conversational", "gguf"),
     )
 
@@ -120,7 +121,7 @@ def test_files_are_those_of_convert(made: Path, source: Path, imatrix: Path, tmp
 
     with open_source(source) as weights:
         recipes = [preset(name) for name in TYPES]
-        by = {"general.quantized_by": "Dr. Who: 'me'"}
+        by = {"general.quantized_by": "Dr. Who: 'me' 😀"}
         plan = make_plan(weights, recipes, imatrix=read_imatrix(imatrix), overrides=by, warn=pytest.fail)
         paths = [path for (path,) in output_paths(plan.outputs, "little", tmp_path)]
         convert(weights, plan, paths)
@@ -151,7 +152,7 @@ def test_the_card(made: Path) -> None:
     assert yaml.safe_load(front) == {
         "base_model": "org/base",
         "base_model_relation": "finetune",
-        "quantized_by": "Dr. Who: 'me'",
+        "quantized_by": "Dr. Who: 'me' 😀",
         "license": "mit",
         "language": ["en", "de"],
         "pipeline_tag": "text-generation",
@@ -226,11 +227,11 @@ def test_an_adapter_is_part_of_what_is_released(source: Path, tmp_path: Path) ->
     module = "base_model.model.model.layers.0.self_attn.o_proj"
     weights = {f"{module}.lora_{part}.weight": rng.standard_normal(shape, np.float32) for part, shape in shapes.items()}
     save_file(weights, adapter / "adapter_model.safetensors")
-    lora = Lora(adapter, 0.5)
+    lora = Lora(adapter, 1 / 3)
     out = tmp_path / "out"
     make(Order(source, out, ["Q8_0"], lora=[lora], window=32, windows=2))
     file = out / "little-tuned-Q8_0.gguf"
-    assert read_gguf(file).fields["quantkit.lora.0.scale"].value == 0.5
+    assert read_gguf(file).fields["quantkit.lora.0.scale"].value == np.float32(1 / 3)
     with open_model(source, pytest.fail, [lora]) as base, open_model(file, pytest.fail) as model:
         chosen = sample([base], shipped("eval.txt"), 32, 2)
         result = evaluate([model], chosen, base=base, how=arithmetic("f32", "f32", "cpu"))
@@ -238,8 +239,15 @@ def test_an_adapter_is_part_of_what_is_released(source: Path, tmp_path: Path) ->
     assert entry["kld"] == result["models"][0]["kld"] and entry["kld"]["mean"] < 0.1
     card = (out / "README.md").read_text()
     assert "base_model" not in yaml.safe_load(card.split("---\n")[1])  # a folder here is no repository
-    assert "quantkit verify little-tuned-Q8_0.gguf --source SOURCE --lora tuned:0.5" in card
-    assert str(tmp_path) not in card
+    command = re.search("quantkit (verify little-tuned-Q8_0.gguf --source SOURCE --lora tuned:.*)", card)
+    assert command is not None and str(tmp_path) not in card
+    places = {"SOURCE": str(source), file.name: str(file), f"tuned:{1 / 3}": str(lora)}
+    cli.main([places.get(word, word) for word in shlex.split(command[1])], standalone_mode=False)
+
+    settings["base_model_name_or_path"] = str(source)
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
+    make(Order(adapter, tmp_path / "alone", ["Q8_0"], window=32, windows=2))
+    assert "--source SOURCE\n" in (tmp_path / "alone/README.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -258,6 +266,33 @@ def test_orders_are_refused(order: Order, tmp_path: Path, change: dict[str, Any]
     with pytest.raises(UsageError), Release.open(replace(order, out=tmp_path / "out", **change), pytest.fail):
         pass
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_there_and_no_release_is_not_written_over(order: Order, source: Path, tmp_path: Path) -> None:
+    ours = tmp_path / "project"
+    ours.mkdir()
+    (ours / "README.md").write_text("What we do\n")
+    for folder in (ours, source):
+        before = files(folder)
+        with (
+            pytest.raises(OutputError, match=r"README.md: is there already"),
+            Release.open(replace(order, out=folder), pytest.fail),
+        ):
+            pass
+        assert files(folder) == before and not (folder / ".quantkit").exists()
+
+
+def test_an_importance_matrix_that_names_a_file_is_told_of(
+    order: Order, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(synthetic_imatrix, "DATASET", "/home/me/calibration.txt")
+    imatrix = tmp_path / "of.gguf"
+    names = [(f"blk.{i}.{name}.weight", k) for i in range(small.LAYERS) for name, k in COLUMNS.items()]
+    synthetic_imatrix.write(imatrix, "gguf", names)
+    said: list[str] = []
+    with Release.open(replace(order, out=tmp_path / "out", imatrix=imatrix), said.append):
+        pass
+    assert "/home/me/calibration.txt" in said[0] and "published" in said[0]
 
 
 SETTINGS = """
