@@ -50,6 +50,8 @@ _TEMPLATES = "additional_chat_templates"
 _ADAPTER = "adapter_model.safetensors"
 _NAME = "[A-Za-z0-9][A-Za-z0-9._-]*"
 _ID = re.compile(rf"(?P<repo>{_NAME}/{_NAME})(?:@(?P<revision>(?![./])(?!.*\.\.)[^@\s\\]+))?")
+# The commit of each hub id that this process has read: a source is opened more than once, and its branch may move.
+_resolved: dict[str, str] = {}
 _FILE = re.compile(r".*\.(gguf|safetensors|json)", re.IGNORECASE)
 
 
@@ -89,7 +91,7 @@ def is_hub_id(text: str) -> bool:
 def fetch_snapshot(hub_id: str, *, weights: bool = True) -> Path:
     """A local folder with one commit of a model, or of an adapter: what is read of it, and nothing else.
 
-    The revision is resolved once.  What the cache has is not fetched again, and serves where the hub cannot be reached.
+    The revision is resolved once in the life of a process.  What the cache has is not fetched again, and serves where the hub cannot be reached.
 
     hub_id   "ORG/NAME" or "ORG/NAME@REVISION": a branch, tag or commit
     weights  False leaves them out
@@ -104,9 +106,9 @@ def fetch_snapshot(hub_id: str, *, weights: bool = True) -> Path:
     """
     found = _ID.fullmatch(hub_id)
     assert found is not None, "is_hub_id() was asked"
-    repo, revision = found["repo"], found["revision"]
+    repo, revision = found["repo"], _resolved.get(hub_id, found["revision"])
     folder = _fetch(repo, revision, _DESCRIPTION, hub_id, quiet=True)
-    commit = folder.name
+    commit = _resolved[hub_id] = folder.name
     names = _listing(repo, commit, folder)
     wanted = [name for name in names if _describes(name)]
     if weights:
