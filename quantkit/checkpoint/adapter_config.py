@@ -47,10 +47,11 @@ _OTHER_MATH = {
 }
 # Every other way to begin takes something out of the base first, which PEFT does again when it loads the adapter.
 _STARTS_FROM_THE_BASE_ITSELF = (True, False, None, "gaussian", "eva", "orthogonal")
-# A pattern is code from outside. Python's matching of these takes milliseconds at most; nested repeats may take years.
-_MAX_PATTERN_CHARS, _MAX_REPEATS = 512, 3
-_REPEAT = re.compile(r"(?<!\\)[*+{]")
-_REPEATED_GROUP = re.compile(r"(?<!\\)\)[*+{]")
+# A pattern is code from outside: nested repeats may take years to match. What is let through takes milliseconds.
+_MAX_PATTERN_CHARS, _MAX_WAYS = 512, 1 << 19
+_TOKEN = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\(\?:|.", re.DOTALL)
+_REPEATS = ("*", "+", "{")
+_WAYS = dict.fromkeys(_REPEATS, 64) | {"?": 2}  # of how many characters of a name there may be
 
 
 @dataclass(frozen=True)
@@ -175,12 +176,13 @@ def _patterns(
 ) -> tuple[tuple[re.Pattern[str], Any], ...]:
     """The values by pattern of a module's name, the first that matches counting, as PEFT matches them."""
     patterns = _optional(config, key, dict, file) or {}
-    found = []
+    found, ways = [], 0.0
     for text in patterns:
-        if len(text) > _MAX_PATTERN_CHARS or len(_REPEAT.findall(text)) > _MAX_REPEATS or _REPEATED_GROUP.search(text):
+        ways += _ways(text) if len(text) <= _MAX_PATTERN_CHARS else math.inf
+        if ways > _MAX_WAYS:
             raise UnsupportedError(
                 f"a pattern of {key} may take forever to match",
-                hint=f"patterns have at most {_MAX_REPEATS} of * + {{, and none behind a group",
+                hint="patterns have few of * + { ? |, none of the first three behind a group, and no group with (?",
                 file=file,
                 key=key,
                 found=shown(text),
@@ -193,3 +195,20 @@ def _patterns(
         except (re.error, RecursionError, OverflowError) as error:
             raise ConfigError(f"a pattern of {key} is none: {error}", file=file, key=key, found=shown(text)) from None
     return tuple(found)
+
+
+def _ways(pattern: str) -> float:
+    """In how many ways at most a pattern may be tried on a name; infinite where a group repeats, or begins with (?."""
+    ways, alternatives, before = 1.0, [1], ""
+    for token in _TOKEN.findall(pattern):
+        if (before == "(" and token == "?") or (before == ")" and token in _REPEATS):
+            return math.inf
+        if token in ("(", "(?:"):
+            alternatives.append(1)
+        elif token == "|":
+            alternatives[-1] += 1
+        elif token == ")" and len(alternatives) > 1:
+            ways *= alternatives.pop()
+        ways *= _WAYS.get(token, 1)
+        before = token
+    return ways * math.prod(alternatives)

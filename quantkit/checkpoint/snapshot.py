@@ -91,7 +91,8 @@ def is_hub_id(text: str) -> bool:
 def fetch_snapshot(hub_id: str, *, weights: bool = True) -> Path:
     """A local folder with one commit of a model, or of an adapter: what is read of it, and nothing else.
 
-    The revision is resolved once in the life of a process.  What the cache has is not fetched again, and serves where the hub cannot be reached.
+    The revision is resolved once in the life of a process.  What the cache has is not fetched again, and serves where
+    the hub cannot be reached.
 
     hub_id   "ORG/NAME" or "ORG/NAME@REVISION": a branch, tag or commit
     weights  False leaves them out

@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 
 from quantkit.check import check
 from quantkit.checkpoint import Lora, open_adapter
+from quantkit.checkpoint.adapter_config import read_adapter_config
 from quantkit.convert import convert
 from quantkit.errors import (
     ConfigError,
@@ -318,6 +319,36 @@ def test_two_adapters_cannot_both_replace_a_tensor_or_set_a_norm(base: Path, tmp
     for pair in ([dora, plain], [plain, dora]):
         with pytest.raises(UnsupportedError, match="DoRA"), open_source(base, lora=[Lora(path) for path in pair]):
             pass
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r".?" * 40 + "X",
+        r"(.|.)" * 40 + "X",
+        r"([a-z._0-9]+|\\)+X",  # the backslash is one by itself, and the group repeated
+        r"(?x:([a-z._0-9]+) +)X",  # blanks mean nothing here, and the group is repeated
+        r"(?=(.*))X",
+        r"([a-z]|[.)])*X",
+        "+" * 512,
+    ],
+)
+def test_a_pattern_that_may_take_forever_is_refused(tmp_path: Path, pattern: str) -> None:
+    adapter = write(tmp_path / "adapter", SET(alpha_pattern={pattern: 1}))
+    with pytest.raises(UnsupportedError, match="may take forever"):
+        read_adapter_config(adapter / "adapter_config.json")
+
+
+def test_patterns_that_people_write_are_taken(tmp_path: Path) -> None:
+    layers = "|".join(map(str, range(40)))
+    patterns = {
+        rf"model\.layers\.({layers})\.(?:self_attn|mlp)\..*_proj": 3,
+        r"^model.layers.[*+0-9]+.mlp\.(up|down)_proj?": 4,
+        **{f"model.layers.{i}.self_attn.{name}": 5 for i in range(40) for name in ("q_proj", "k_proj")},
+    }
+    config = read_adapter_config(write(tmp_path / "adapter", SET(rank_pattern=patterns)) / "adapter_config.json")
+    assert config.rank_of("model.layers.39.self_attn.o_proj") == 3
+    assert len(config.rank_patterns) == len(patterns)
 
 
 def test_a_pattern_is_matched_in_no_time(base: Path, tmp_path: Path) -> None:
