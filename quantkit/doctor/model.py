@@ -169,7 +169,7 @@ def _vocabulary(model: Model) -> Finding:
         return failed("there are no tokens", _AGAIN)
     if types is not None and len(types) != len(tokens):
         return failed(f"{len(tokens)} tokens have {len(types)} types", _AGAIN)
-    twice = [text for text, count in Counter(tokens).items() if count > 1]
+    twice = [text for text, count in Counter(tokens).items() if text and count > 1]
     if twice:  # llama.cpp aborts (src/llama-vocab.cpp:2578)
         return failed(f"{len(twice)} texts are those of several tokens, {twice[0]!r} for one: llama.cpp stops", _AGAIN)
     if model.value("tokenizer.ggml.model", Kind.STRING) == "gpt2":

@@ -98,7 +98,7 @@ def modelfile(file: str, chat: Chat | None, context: int, licence: str | None) -
         lines.append(f'TEMPLATE """{chat.go()}"""')
         lines += [f'PARAMETER stop "{stop}"' for stop in chat.style.stops]
     lines.append(f"PARAMETER num_ctx {context}")
-    if licence is not None and _MODELFILE_QUOTES not in licence:
+    if licence is not None and _MODELFILE_QUOTES not in licence and not licence.endswith('"'):
         lines.append(f'LICENSE """{licence}"""')
     return "\n".join(lines) + "\n"
 

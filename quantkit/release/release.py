@@ -59,6 +59,7 @@ class Release:
             raise UsageError("files cannot be called after this source", hint="name them: --name NAME", found=self.name)
         _refuse_writing_over(order.out)
         self.plan = self._plan_of(self.recipes, warn)
+        self._check_overrides()
         self.paths = output_paths(self.plan.outputs, self.name, order.out, is_folder=True)
         for folder in (order.out, order.out / WORK, order.out / WORK / "measurements", order.out / "recipes"):
             make_folder(folder)
@@ -98,6 +99,13 @@ class Release:
     def _overrides(self) -> dict[str, str]:
         by = self.order.quantized_by
         return ({"general.quantized_by": by} if by else {}) | dict(self.order.description.get("overrides", {}))
+
+    def _check_overrides(self) -> None:
+        """Raise UsageError where a key of the network is set: the network that is measured is the source's."""
+        network = f"{self._text_of('general.architecture')}."
+        for name in self._overrides:
+            if name.startswith(network):
+                raise UsageError("a release has the network of its source", hint=f"leave out --metadata {name}=...")
 
     def _described(self) -> Iterator[str]:
         """The options with which `verify` makes the same keys."""
@@ -240,7 +248,7 @@ class Release:
             self.name,
             base,
             bool(order.base_model or (origin and not self._weights.adapters)),
-            origin.revision if origin else None,
+            origin.revision if origin and origin.repo == base else None,
             {key: value for key, value in licence.items() if value},
             order.quantized_by,
             order.tags,

@@ -124,6 +124,10 @@ def _a_stranger(model: Model) -> None:
     model.tensors["extra.weight"] = ((4,), F32, bytes(16))
 
 
+def _empty_tokens(model: Model) -> None:
+    model.fields[TOKENS].value[10:12] = ["", ""]  # llama.cpp gives each a name of its own
+
+
 def _no_tokens(model: Model) -> None:
     model.fields[TOKENS] = Field(TOKENS, Kind.ARRAY, [], Kind.STRING)
 
@@ -139,6 +143,7 @@ TRAPS: dict[str, Trap] = {
     "an eos beyond the vocabulary": (_token("eos", 99999), "special tokens", "failed", "not in the vocabulary"),
     "a stop that is printed": (_printed_stop, "special tokens", "warning", "would be printed"),
     "a token twice": (_a_token_twice, "vocabulary", "failed", "several tokens"),
+    "empty tokens": (_empty_tokens, "vocabulary", "ok", "263 tokens"),
     "a type too few": (_a_type_too_few, "vocabulary", "failed", "types"),
     "a merge of nothing": (_a_merge_of_nothing, "vocabulary", "failed", "make no token"),
     "no merges": (_without("tokenizer.ggml.merges"), "vocabulary", "failed", "no merges"),

@@ -171,6 +171,7 @@ def test_modelfile() -> None:
     assert json.loads(params(chat, 4096)) == {"stop": ["<|im_start|>", "<|im_end|>", "<|im_sep|>"], "num_ctx": 4096}
 
 
-def test_without_a_known_template_nothing_is_guessed() -> None:
-    assert modelfile("a.gguf", None, 4096, 'with """ in it') == "FROM ./a.gguf\nPARAMETER num_ctx 4096\n"
+@pytest.mark.parametrize("licence", ['with """ in it', 'with one at the end"'])
+def test_without_a_known_template_nothing_is_guessed(licence: str) -> None:
+    assert modelfile("a.gguf", None, 4096, licence) == "FROM ./a.gguf\nPARAMETER num_ctx 4096\n"
     assert json.loads(params(None, 4096)) == {"num_ctx": 4096}

@@ -260,12 +260,23 @@ def test_an_adapter_is_part_of_what_is_released(source: Path, tmp_path: Path) ->
         {"base_model": "a\nlicense: other/b"},
         {"types": ["Q9"]},
         {"types": []},
+        {"description": {"overrides": {"phi3.rope.freq_base": "10000"}}},  # another network than is measured
     ],
 )
 def test_orders_are_refused(order: Order, tmp_path: Path, change: dict[str, Any]) -> None:
     with pytest.raises(UsageError), Release.open(replace(order, out=tmp_path / "out", **change), pytest.fail):
         pass
     assert not (tmp_path / "out").exists()
+
+
+def test_a_commit_is_named_with_its_own_repository_only(source: Path, tmp_path: Path) -> None:
+    commit = "0123456789" * 4
+    snapshot = shutil.copytree(source, tmp_path / "models--org--little" / "snapshots" / commit)
+    for base_model, told in ((None, f"org/little@{commit}"), ("me/other", "SOURCE")):
+        order = Order(snapshot, tmp_path / told[:3], ["Q8_0"], window=32, windows=2, base_model=base_model)
+        make(order)
+        card = (order.out / "README.md").read_text()
+        assert f"--source {told}\n" in card and (commit[:12] in card) == (base_model is None)
 
 
 def test_what_is_there_and_no_release_is_not_written_over(order: Order, source: Path, tmp_path: Path) -> None:
