@@ -3,7 +3,7 @@
  * Lanes are columns of the result. A tile of it stays in registers while a piece of the sum passes; where pieces begin
  * and end does not show, for each number of the result sees the same additions in the same order.
  */
-enum { STRIP = QK_STRIP, DEPTH = 128, PRODUCT_ROWS = LANES == 16 ? 6 : 4, PRODUCT_LANES = LANES == 16 ? 4 : 2 };
+enum { STRIP = QK_STRIP, DEPTH = 128, PRODUCT_ROWS = 4, PRODUCT_LANES = LANES == 16 ? 4 : 2 };
 enum { PRODUCT_COLUMNS = PRODUCT_LANES * LANES };
 _Static_assert(STRIP % PRODUCT_COLUMNS == 0 && STRIP % LANES == 0 && DEPTH % LANES == 0, "tiles fill a strip");
 

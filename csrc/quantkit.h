@@ -63,9 +63,11 @@ qk_status qk_encode(qk_type type, const float *rows, int64_t n_rows, int64_t n_c
  *
  * added in this order in float32. Columns are numbered here as they are rounded: panel by panel of QK_PANEL columns,
  * the last of them narrower, and within a panel as order says, n_columns numbers of columns counted from their panel's
- * first. factor is M, n_columns x n_columns; only M_ij with i < j is read. The scales of a panel are those of
- * qk_encode() for its corrected weights as they stand before any of it is rounded, as a row of their own, with
- * importance, which is in the order of the rows. Every |corrected| must then be <= limit too; of those that are not,
+ * first. factor is n_columns x n_columns: M_ij where i < j, and how much column i's last error counts, D_i, where i =
+ * j; the rest is not read. The scales of a panel are those of qk_encode() for its corrected weights as they stand
+ * before any of it is rounded, as a row of their own, with importance, which is in the order of the rows; then, twice,
+ * for what its columns were asked to be when they were rounded so. Of these three a row keeps the first with the least
+ * sum of D_j (corrected_j - value_j)^2. Every |corrected| must at first be <= limit too; of those that are not,
  * QK_UNFIT reports one. errors is scratch of the size of rows. Else as qk_encode(); which rows share a call does not
  * matter. QK_BAD_SHAPE if order is none. */
 enum { QK_PANEL = 256 };

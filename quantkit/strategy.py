@@ -199,7 +199,7 @@ class Factor:
 
     order       uint8 (k,): the columns of each panel in the order they are rounded, those that count most first, for
                 those after them make good for their errors
-    matrix      float32 (k, k): M of H = M D M^T in that order; above the diagonal alone
+    matrix      float32 (k, k): M of H = M D M^T in that order above the diagonal, and D on it
     importance  float32 (k,): the mean squares, in the order of the columns
     """
 
@@ -254,6 +254,7 @@ def factorize(sums: F32Array, count: int, pool: Executor, threads: int) -> Facto
         sums[panel] /= scale
 
     _wait(pool.map(unscale, panels))
+    np.fill_diagonal(sums, pivots * pivots * scale * scale)
     return Factor(order, sums, squares / np.float32(count))
 
 

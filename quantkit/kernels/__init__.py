@@ -183,8 +183,8 @@ def encode_feedback(
     """Pack float rows into blocks of qtype, each column with an eye to the errors of those before it.
 
     order       uint8 (k,): the columns of each panel of feedback.PANEL as they are rounded, counted from its first
-    factor      float32 (k, k): M of H = M D M^T, H the second moments of what the rows are multiplied by, in that
-                order; only what is above the diagonal is read
+    factor      float32 (k, k): M of H = M D M^T above the diagonal, H the second moments of what the rows are
+                multiplied by, in that order; and D on the diagonal
     importance  of each column, as of encode(); for the scales
     rows, out   as of encode(), and so is what is returned; each row's blocks depend on no other row
     raises      UnsupportedError  qtype is none of feedback.CODINGS

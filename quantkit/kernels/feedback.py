@@ -8,7 +8,9 @@ H = M D M^T, M unit upper triangular and D diagonal, that is
 so columns are rounded one after another, each as near as its block allows to what the errors before it make of it
 (LDLQ: Chee et al. 2023, https://arxiv.org/abs/2307.13304; the same as GPTQ: Frantar et al. 2022,
 https://arxiv.org/abs/2210.17323).  The scales of a panel of PANEL columns are found just before it, by the type's own
-encoder from its corrected weights, and stay; so its columns may come in any order, and M is in that order.
+encoder from its corrected weights, and then ROUNDS - 1 times anew from what its columns were then asked to be; each row
+keeps the round with the least sum.  Scales stay while columns are rounded, so these may come in any order, and M is in
+that order.
 
 csrc/feedback.h, factor.h and product.h say the same in C.  Every sum begins with what is added to and goes on term by
 term in float32, so the bits are the same.
@@ -21,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from quantkit.kernels import (
     q2_k,
@@ -39,6 +42,7 @@ from quantkit.kernels import (
 from quantkit.kernels.lanes import F32Array, Importance, U8Array, mean_squares, nearest
 
 PANEL = 256  # columns that are fitted together
+ROUNDS = 3  # times that the scales of a panel are found
 STRIP = 64  # columns of a factor that are found together
 Runs = tuple[F32Array, F32Array]
 
@@ -108,46 +112,97 @@ def encode(
 ) -> int:
     """Pack float32 (n, k) into out, uint8 (n, row_bytes), column by column.
 
-    block   weights in a block of the type
+    block    weights in a block of the type
     the rest as of kernels.encode_feedback
     returns  the flat index of a corrected weight beyond limit, or -1
     """
-    n, k = rows.shape
-    columns = order + np.arange(k) // PANEL * PANEL
-    corrected = rows[:, columns]
+    k = rows.shape[1]
+    weights = rows[:, order + np.arange(k) // PANEL * PANEL]
+    corrected = weights.copy()
     for first in range(0, k, PANEL):
-        panel = slice(first, min(first + PANEL, k))
-        x = np.empty((n, panel.stop - first), np.float32)
-        x[:, order[panel]] = corrected[:, panel]
-        unfit = ~(np.abs(x) <= np.float32(limit))
+        at = slice(first, min(first + PANEL, k))
+        unfit = ~(np.abs(corrected[:, at]) <= np.float32(limit))
         if unfit.any():
-            row, column = np.unravel_index(unfit.argmax(), x.shape)
-            return int(row * k + first + column)
-        known = Importance(
-            np.tile(importance[panel], n).reshape(-1, block), np.repeat(mean_squares(x), x.shape[1] // block)
-        )
-        b = coding.text.unpack(coding.text.encode(x.reshape(-1, block), known))
-        runs = coding.scales(b)
-        step, offset = (np.repeat(values, block // values.shape[1], axis=1).reshape(x.shape) for values in runs)
-        codes = b.q.reshape(x.shape)
-        for i in range(first, panel.stop):
-            at = int(order[i])
-            level = nearest(_within((corrected[:, i] + offset[:, at]) / step[:, at], coding))
-            level = np.where(step[:, at] == 0, 0, level)  # any code means the same; it passes for that of 0
-            codes[:, at] = level + coding.zero
-            error = rows[:, first + at] - (step[:, at] * level.astype(np.float32) - offset[:, at])
-            corrected[:, i + 1 :] += error[:, None] * factor[i, i + 1 :]
-        packed = coding.text.pack(b).reshape(n, -1)
-        start = first // block * (packed.shape[1] // (x.shape[1] // block))
-        out[:, start : start + packed.shape[1]] = packed
+            row, column = np.unravel_index(unfit.argmax(), unfit.shape)
+            return int(row * k + first + order[at][column])
+        panel = _Panel(coding, block, order[at], factor[at, at], importance[at], weights[:, at], corrected[:, at])
+        best = panel.pack(corrected[:, at])
+        asked = best.asked
+        for _ in range(ROUNDS - 1):
+            found = panel.pack(_clamped(asked, -limit, limit))
+            asked = found.asked
+            best = found.where(found.loss < best.loss, best)
+        start = first // block * (out.shape[1] // (k // block))
+        out[:, start : start + best.packed.shape[1]] = best.packed
+        for i, error in enumerate(best.error.T, first):
+            corrected[:, at.stop :] += error[:, None] * factor[i, at.stop :]
     return -1
 
 
-def _within(level: F32Array, coding: Coding) -> F32Array:
-    """level held within the codes; NaN becomes the least."""
-    least, most = np.float32(-coding.zero), np.float32(coding.max_code - coding.zero)
-    above = np.where(level > least, level, least)
-    return np.where(above < most, above, most)
+@dataclass(frozen=True)
+class _Packed:
+    """A panel of n rows, packed once.
+
+    packed        uint8 (n, m)
+    asked, error  what each column was asked to be when it was rounded, and weight - value: float32 (n, width), in the
+                  order of rounding
+    loss          float32 (n,): the panel's part of the sum
+    """
+
+    packed: U8Array
+    asked: F32Array
+    error: F32Array
+    loss: F32Array
+
+    def where(self, rows: npt.NDArray[np.bool_], other: _Packed) -> _Packed:
+        """These rows, and the other's else."""
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return _Packed(*(np.where(rows if mine.ndim == 1 else rows[:, None], mine, its) for mine, its in pairs))
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """Columns that are fitted together; weights and corrected are in the order of rounding, importance is not."""
+
+    coding: Coding
+    block: int
+    order: U8Array
+    factor: F32Array
+    importance: F32Array
+    weights: F32Array
+    corrected: F32Array
+
+    def pack(self, like: F32Array) -> _Packed:
+        """Pack with the scales that like gets, float32 (n, width) in the order of rounding."""
+        n, width = like.shape
+        own_order = np.empty_like(like)
+        own_order[:, self.order] = like
+        columns = np.tile(self.importance, n).reshape(-1, self.block)
+        known = Importance(columns, np.repeat(mean_squares(own_order), width // self.block))
+        b = self.coding.text.unpack(self.coding.text.encode(own_order.reshape(-1, self.block), known))
+        step, offset = (
+            np.repeat(values, self.block // values.shape[1], axis=1).reshape(n, width)
+            for values in self.coding.scales(b)
+        )
+        codes = b.q.reshape(n, width)
+        asked, error, loss = self.corrected.copy(), np.empty_like(like), np.zeros(n, np.float32)
+        least, most = -self.coding.zero, self.coding.max_code - self.coding.zero
+        for i, column in enumerate(map(int, self.order)):
+            level = nearest(_clamped((asked[:, i] + offset[:, column]) / step[:, column], least, most))
+            level = np.where(step[:, column] == 0, 0, level)  # any code means the same; it passes for that of 0
+            codes[:, column] = level + self.coding.zero
+            value = step[:, column] * level.astype(np.float32) - offset[:, column]
+            miss = asked[:, i] - value
+            error[:, i] = self.weights[:, i] - value
+            loss += self.factor[i, i] * (miss * miss)
+            asked[:, i + 1 :] += error[:, i, None] * self.factor[i, i + 1 :]
+        return _Packed(self.coding.text.pack(b).reshape(n, -1), asked, error, loss)
+
+
+def _clamped(x: F32Array, low: float, high: float) -> F32Array:
+    """x within low..high; NaN becomes low."""
+    above = np.where(x > np.float32(low), x, np.float32(low))
+    return np.where(above < np.float32(high), above, np.float32(high))
 
 
 def factor_rows(h: F32Array, first: int, row: int, n_rows: int, least: float) -> int:
