@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +35,7 @@ Encode = Callable[[F32Array, QType, U8Array], object]  # (rows, type, out): fill
 # no column is then so unimportant that it has to make good for all others. README.md has the figures.
 KEPT = 0.8
 DAMPING = 0.1
-STRATEGY_KEY, COVARIANCE_KEY = "quantkit.strategy", "quantkit.covariance.sha256"
+STRATEGY_KEY, COVARIANCE_KEY, _COVARIANCE = "quantkit.strategy", "quantkit.covariance.sha256", "quantkit.covariance."
 FEEDBACK_ROWS = 128  # of a slab: for as many rows the C kernel reads the factor once
 
 
@@ -54,10 +54,12 @@ class Prepared:
 class Strategy(Protocol):
     """What stands in STRATEGIES.
 
-    name  as in the files' key quantkit.strategy
+    name       as in the files' key quantkit.strategy
+    arguments  of a command line that chooses it
     """
 
     name: str
+    arguments: Sequence[str]
 
     def check(self, columns: Mapping[str, int], warn: Callable[[str], None]) -> tuple[Field, ...]:
         """Look at all inputs before anything is written.
@@ -92,6 +94,7 @@ class Reference:
     """ggml's search, with the importance of the columns where there is one."""
 
     name = "reference"
+    arguments: Sequence[str] = ()
 
     def check(self, columns: Mapping[str, int], warn: Callable[[str], None]) -> tuple[Field, ...]:
         return ()
@@ -118,6 +121,7 @@ class Feedback:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self.arguments: Sequence[str] = ("--strategy", self.name, "--covariance", str(folder))
 
     def check(self, columns: Mapping[str, int], warn: Callable[[str], None]) -> tuple[Field, ...]:
         records = {name: read_record(self._folder, name, k) for name, k in columns.items() if has_moments(name)}
@@ -178,6 +182,12 @@ class Feedback:
 
 REFERENCE = Reference()
 STRATEGIES = {kind.name: kind for kind in (Reference, Feedback)}
+
+
+def recorded(fields: Iterable[Field]) -> dict[str, Any] | None:
+    """What the fields of a planned file say of its strategy, by key; None for the reference's."""
+    found = {field.key: field.value for field in fields if field.key.startswith((STRATEGY_KEY, _COVARIANCE))}
+    return found if found[STRATEGY_KEY] != REFERENCE.name else None
 
 
 def by_name(name: str, folder: Path | None) -> Strategy:

@@ -18,6 +18,7 @@ from quantkit.cli.described import describing, description
 from quantkit.cli.lora import lora_option
 from quantkit.cli.sizes import SPLIT
 from quantkit.cli.source import SOURCE
+from quantkit.cli.strategy import strategy_options
 from quantkit.cli.talk import Talk, table
 from quantkit.osio import make_folder, refuse_replacing
 from quantkit.units import size
@@ -49,13 +50,7 @@ CHECK_SCHEMA = {"name": "quantkit.check", "version": 1}
 )
 @click.option("--imatrix", type=click.Path(path_type=Path), help="Importance matrix of llama-imatrix, GGUF or .dat.")
 @lora_option()
-@click.option(
-    "--strategy",
-    type=click.Choice(["reference", "feedback"]),
-    default="reference",
-    help="How codes are found: as llama.cpp does, or with error feedback.  [default: reference]",
-)
-@click.option("--covariance", type=click.Path(path_type=Path), help="Second moments for --strategy feedback.")
+@strategy_options
 @click.option("-o", "--output", type=click.Path(), help="File; folder; or template with {type}.")
 @describing
 @click.option("--threads", type=click.IntRange(1, 1024), help="Slabs worked on at once.  [default: all processors]")

@@ -20,6 +20,7 @@ from quantkit.cli.optimizing import bounds, optimizing_options, refuse_idle, wit
 from quantkit.cli.report import EXTRA
 from quantkit.cli.sizes import MEMORY
 from quantkit.cli.source import SOURCE
+from quantkit.cli.strategy import strategy_options
 from quantkit.cli.talk import Talk, table
 from quantkit.errors import Paused, UsageError
 from quantkit.osio import refuse_replacing
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     help="Family of the presets, or a TOML file.  [default: llama.cpp]",
 )
 @click.option("--imatrix", type=click.Path(path_type=Path), help="Importance matrix, as for convert.")
+@strategy_options
 @lora_option()
 @click.option("--ctx", "context", type=int, help="Tokens of each sequence.  [default: the model's, at most 16384]")
 @run_options
@@ -68,6 +70,8 @@ def command(
     types: Sequence[str],
     recipe: str,
     imatrix: Path | None,
+    strategy: str,
+    covariance: Path | None,
     lora: tuple[Lora, ...],
     context: int | None,
     kv_type: str,
@@ -115,8 +119,11 @@ def command(
     refuse_idle(optimize, {"keep": keep, "min_type": min_type, "same_type": same_type, "probes": probes})
     if ray is not None and merge:
         raise UsageError("--ray measures and --merge does not: take one of them")
+    if ray is not None and covariance is not None:
+        raise UsageError("--ray packs as llama.cpp does", hint="leave out --strategy, or --ray")
     from quantkit.evaluate import arithmetic, read_text
     from quantkit.report import outputs
+    from quantkit.strategy import by_name
     from quantkit.sweep import Request, Sweep
     from quantkit.sweep.report import CSV, JSON
 
@@ -144,6 +151,7 @@ def command(
         windows,
         arithmetic("f32", dtype, device),
         lora=lora,
+        strategy=by_name(strategy, covariance),
     )
     with _going_on():
         if optimize:
@@ -218,8 +226,8 @@ def _command(request: Request, name: str, path: Path) -> str:
     kind = [] if recipe.endswith(".toml") else ["-t", name]
     family = ["--recipe", recipe] if recipe != "llama.cpp" else []
     imatrix = ["--imatrix", str(request.imatrix)] if request.imatrix else []
-    arguments = [str(request.source), *as_arguments(request.lora), *kind, *family, *imatrix, "-o", str(path)]
-    return join(["quantkit", "convert", *arguments])
+    how = [*as_arguments(request.lora), *kind, *family, *imatrix, *request.strategy.arguments]
+    return join(["quantkit", "convert", str(request.source), *how, "-o", str(path)])
 
 
 def _shard(text: str) -> Shard:

@@ -102,6 +102,8 @@ def _candidates(report: Report, types: Sequence[str], recipe: str) -> Iterator[s
         yield from ("--recipe", recipe if recipe.endswith(".toml") else f"{recipe}.toml")
     if report.imatrix_sha256:
         yield from ("--imatrix", "imatrix.gguf")
+    if report.strategy:
+        yield from ("--strategy", report.strategy.name, "--covariance", "moments/")
 
 
 def _run(report: Report) -> Iterator[str]:

@@ -180,6 +180,13 @@ class Merged(_Table):
     lora: list[Adapter]
 
 
+class Recorded(_Table):
+    """A strategy other than the reference, as files record it."""
+
+    name: _Text = pydantic.Field(alias="quantkit.strategy")
+    covariance_sha256: _Text = pydantic.Field(alias="quantkit.covariance.sha256")
+
+
 class Report(_Table):
     """What a sweep found."""
 
@@ -192,6 +199,7 @@ class Report(_Table):
     vocabulary_sha256: _Text
     base_sha256: _Text
     imatrix_sha256: _Text | None
+    strategy: Recorded | None = None
     recipe: _Text
     window: _Count
     windows: _Count

@@ -3,8 +3,9 @@
     base rows -> encode -> the bytes that `convert` would write -> decode -> what `eval` would read of the file
 
 Models that go through a network side by side share one Base.  Of the half layer that is being computed, and of the
-slab of the head, it keeps the base's rows and the packed rows of each type; unpacked ones are made for one model at a
-time.  What belonged to the half before goes when the first matrix of the next is asked for.
+slab of the head, it keeps the base's rows, the factors of error feedback and the packed rows of each type; unpacked
+ones are made for one model at a time.  What belonged to the half before goes when the first matrix of the next is asked
+for.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from quantkit.errors import MagnitudeError, NotFiniteError
 from quantkit.evaluate import Model
 from quantkit.osio import cpu_count
 from quantkit.qtypes import QType
+from quantkit.strategy import REFERENCE, Prepared, Strategy
 
 F32Array = npt.NDArray[np.float32]
 U8Array = npt.NDArray[np.uint8]
@@ -42,10 +44,11 @@ class _Weights:
 class Base(_Weights):
     """The source itself, read once for all that are made of it."""
 
-    def __init__(self, model: Model, importance: Importance) -> None:
+    def __init__(self, model: Model, importance: Importance, strategy: Strategy = REFERENCE) -> None:
         super().__init__(model)
-        self._model, self._importance = model, importance
+        self._model, self._importance, self._strategy = model, importance, strategy
         self._now: object = None
+        self._prepared: dict[tuple[str, bool], Prepared] = {}
         self._rows: dict[str, F32Array] = {}
         self._blocks: dict[tuple[str, QType], U8Array] = {}
 
@@ -80,7 +83,7 @@ class Base(_Weights):
         """Forget all that was kept for something else."""
         if what != self._now:
             self._now = what
-            self._rows, self._blocks = {}, {}
+            self._rows, self._blocks, self._prepared = {}, {}, {}
 
     def _known(self, name: str, read: Callable[[], F32Array]) -> F32Array:
         if name not in self._rows:
@@ -90,19 +93,30 @@ class Base(_Weights):
     def _packed(self, name: str, qtype: QType, rows: F32Array, place: Callable[[int], int]) -> U8Array:
         if (name, qtype) not in self._blocks:
             blocks = np.empty((len(rows), qtype.row_bytes(rows.shape[1])), np.uint8)
-            importance = self._importance.get(name)
+            prepared = self._prepare(name, qtype, rows.shape[1])
 
             def encode(some: slice) -> None:
                 try:
-                    kernels.encode(rows[some], qtype, importance, out=blocks[some])
+                    prepared.encode(rows[some], qtype, blocks[some])
                 except (NotFiniteError, MagnitudeError) as error:
                     row = place(some.start + error.details["row"])
                     found = error.details | {"file": self.path, "tensor": name, "row": row}
                     raise type(error)(error.message, hint="a wider type holds larger weights", **found) from None
 
-            _by_slab(encode, rows.shape)
+            _by_slab(encode, rows.shape, prepared.least_rows)
             self._blocks[name, qtype] = blocks
         return self._blocks[name, qtype]
+
+    def _prepare(self, name: str, qtype: QType, n_columns: int) -> Prepared:
+        """A matrix ready to be packed into a type: a factor is made once for all types that need one."""
+        kind = name, self._strategy.is_large(name, [qtype])
+        if kind not in self._prepared:
+            threads = cpu_count()
+            with ThreadPoolExecutor(threads) as pool:
+                self._prepared[kind] = self._strategy.prepare(
+                    name, n_columns, [qtype], self._importance.get(name), pool, threads
+                )
+        return self._prepared[kind]
 
 
 class Candidate(_Weights):
@@ -169,10 +183,10 @@ def _unpacked(blocks: U8Array, qtype: QType) -> F32Array:
     return rows
 
 
-def _by_slab(work: Callable[[slice], None], shape: tuple[int, ...]) -> None:
+def _by_slab(work: Callable[[slice], None], shape: tuple[int, ...], least_rows: int = 1) -> None:
     """Do work on a few rows of a matrix at a time, on all processors."""
     n_rows, n_columns = shape
-    step = max(1, SLAB_WEIGHTS // n_columns)
+    step = max(least_rows, SLAB_WEIGHTS // n_columns)
     with ThreadPoolExecutor(cpu_count()) as pool:
         for _ in pool.map(work, (slice(first, min(first + step, n_rows)) for first in range(0, n_rows, step))):
             pass

@@ -11,6 +11,7 @@ from quantkit.imatrix import Imatrix
 from quantkit.plan import Plan, make_plan, output_paths
 from quantkit.recipe import Recipe
 from quantkit.source import GGUFWeights
+from quantkit.strategy import Strategy
 from quantkit.sweep.store import Facts, Store, key
 
 
@@ -27,13 +28,14 @@ class Chosen:
         weights: Checkpoint | GGUFWeights,
         recipe: Recipe,
         imatrix: Imatrix | None,
+        strategy: Strategy,
         *,
         source_sha256: str,
         folder: Path,
         store: Store,
     ) -> None:
         self._weights, self._source_sha256, self._store = weights, source_sha256, store
-        self.plan: Plan = make_plan(weights, [recipe], imatrix=imatrix, warn=lambda text: None)
+        self.plan: Plan = make_plan(weights, [recipe], imatrix=imatrix, strategy=strategy, warn=lambda text: None)
         ((self.path,),) = output_paths(self.plan.outputs, weights.name, folder, is_folder=True)
 
     def is_written(self) -> bool:

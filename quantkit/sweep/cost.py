@@ -10,22 +10,26 @@ from quantkit.evaluate import Model
 from quantkit.evaluate.network import BATCH_BYTES
 from quantkit.evaluate.score import SLAB_TOKENS, TILE_POSITIONS
 from quantkit.qtypes import QType
+from quantkit.strategy import REFERENCE, Strategy
 
 PROCESS_BYTES = 640 << 20  # the interpreter with torch, a vocabulary of 200,000 tokens
 HALVES = (("attn_qkv", "attn_output"), ("ffn_up", "ffn_down"))  # the matrices of a layer that are there together
 
 
-def memory_bytes(model: Model, types: Sequence[Mapping[str, QType]], group: tuple[int, int]) -> int:
+def memory_bytes(
+    model: Model, types: Sequence[Mapping[str, QType]], group: tuple[int, int], strategy: Strategy = REFERENCE
+) -> int:
     """About how much memory it takes at most to measure a model and candidates of it side by side.
 
         process + hidden states of all models + the largest of
             a layer's half:  base rows f32 + packed rows of each type + one model's rows f32, a second time in the
-                             layout they are multiplied in + what is computed at once
+                             layout they are multiplied in + what is computed at once + the factors of error feedback
             a slab of head:  the same, but the rows of all models
             the embeddings:  base rows f32 + packed rows of each type + one model's rows f32, of the tokens there are
 
-    types  of the tensors of each candidate, by GGUF name
-    group  windows of the largest group, and positions of a window
+    types     of the tensors of each candidate, by GGUF name
+    strategy  how they are packed
+    group     windows of the largest group, and positions of a window
     """
     network, n_models = model.network, len(types) + 1
     n_tokens = group[0] * group[1]
@@ -44,7 +48,11 @@ def memory_bytes(model: Model, types: Sequence[Mapping[str, QType]], group: tupl
         return plain, packed
 
     halves = [[f"blk.{i}.{name}.weight" for name in half] for i in range(network.layers) for half in HALVES]
-    of_half = max(3 * plain + packed for plain, packed in map(kept, halves))
+    factors = max(
+        sum(4 * model.tensors[name][1] ** 2 for name in half if strategy.is_large(name, {one[name] for one in types}))
+        for half in halves
+    )
+    of_half = max(3 * plain + packed for plain, packed in map(kept, halves)) + factors
     plain, packed = kept([model.head], SLAB_TOKENS)
     of_head = (2 + n_models) * plain + packed + n_models * 3 * 4 * TILE_POSITIONS * SLAB_TOKENS
     plain, packed = kept([EMBEDDING], n_tokens)

@@ -51,6 +51,7 @@ class Findings:
             "text": sample.text.names,
             **measured.conditions,
             "imatrix_sha256": measured.imatrix_sha256,
+            **({"strategy": measured.recorded} if measured.recorded else {}),
             "recipe": request.recipe if request.recipe in families() else Path(request.recipe).stem,
             "n_tokens": sample.n_tokens,
             "windows": len(sample.windows),

@@ -23,6 +23,7 @@ from quantkit.evaluate import (
     n_scored,
 )
 from quantkit.qtypes import QType
+from quantkit.strategy import Strategy
 from quantkit.sweep.candidates import Base, Candidate, Importance
 from quantkit.sweep.cost import memory_bytes
 from quantkit.sweep.store import Store, key
@@ -57,6 +58,8 @@ class Measurements:
     how             the arithmetic
     importance      of the columns of each matrix, as Base has it
     imatrix_sha256  of the file that the importance is from, None without one
+    strategy        how the codes of matrices are found
+    recorded        what files say of that strategy, as strategy.recorded() has it
     base_sha256     of the source
     store           where measurements are kept
     """
@@ -69,11 +72,14 @@ class Measurements:
         *,
         importance: Importance,
         imatrix_sha256: str | None,
+        strategy: Strategy,
+        recorded: Mapping[str, Any] | None,
         base_sha256: str,
         store: Store,
     ) -> None:
         self.model, self.sample, self.how = model, sample, how
         self.importance, self.imatrix_sha256 = importance, imatrix_sha256
+        self.strategy, self.recorded = strategy, recorded
         self.conditions = conditions(sample, how, None) | {"base_sha256": base_sha256}
         self._store = store
         self._groups = list(groups(sample.windows))
@@ -87,6 +93,8 @@ class Measurements:
             self.how,
             importance=self.importance,
             imatrix_sha256=self.imatrix_sha256,
+            strategy=self.strategy,
+            recorded=self.recorded,
             base_sha256=self.conditions["base_sha256"],
             store=self._store,
         )
@@ -122,7 +130,7 @@ class Measurements:
         """About how much memory a unit takes at most."""
         side_by_side = [unit.types for unit in self.units(wanted, parts)]
         n_windows, n_positions = self._groups[0].shape
-        return memory_bytes(self.model, max(side_by_side, key=len, default=()), (n_windows, n_positions))
+        return memory_bytes(self.model, max(side_by_side, key=len, default=()), (n_windows, n_positions), self.strategy)
 
     def measure(self, wanted: Sequence[Types], progress: Callable[[], None] = lambda: None) -> None:
         """Make the measurements that are missing, all types side by side, and keep each as it is made.
@@ -131,7 +139,7 @@ class Measurements:
                 NotFiniteError, MagnitudeError   a weight that cannot be packed, or values that are no numbers
                 OutputError, DiskError
         """
-        base = Base(self.model, self.importance)
+        base = Base(self.model, self.importance, self.strategy)
         try:
             for unit in self.units(wanted):
                 models: list[Base | Candidate] = [base, *(Candidate(base, self.model, types) for types in unit.types)]
@@ -172,10 +180,11 @@ class Measurements:
     def _facts(self, types: Types | None, number: int) -> dict[str, Any]:
         """All that decides the figures of some types, or of the base, in one group of windows."""
         start = sum(map(len, self._groups[:number]))
-        quantized = None
+        quantized: dict[str, Any] | None = None
         if types is not None:
             named = {name: qtype.name for name, qtype in sorted(types.items())}
             quantized = {"types": named, "imatrix_sha256": self.imatrix_sha256}
+            quantized |= {"strategy": self.recorded} if self.recorded else {}
         return {
             "quantkit": __version__,
             **self.conditions,

@@ -10,6 +10,7 @@ from typing import Any
 from quantkit.checkpoint import Lora
 from quantkit.errors import UsageError
 from quantkit.evaluate import Arithmetic, Text
+from quantkit.strategy import REFERENCE, Strategy
 from quantkit.sweep.mix import Optimized
 
 USUAL_CONTEXT = 16384
@@ -50,6 +51,7 @@ class Request:
     any_size    candidates that the card decides on may all be too large for it: a mix is yet to be found
     optimized   mixes that Optimizer found, candidates like the others
     lora        adapters to merge into the source
+    strategy    how the codes of all candidates' matrices are found
     """
 
     source: Path
@@ -67,6 +69,7 @@ class Request:
     any_size: bool = False
     optimized: Optimized | None = None
     lora: Sequence[Lora] = ()
+    strategy: Strategy = REFERENCE
 
     def is_mix(self, name: str) -> bool:
         """Whether a candidate is one of the mixes."""

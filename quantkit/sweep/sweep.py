@@ -15,6 +15,7 @@ from quantkit.memory import Run
 from quantkit.osio import make_folder
 from quantkit.plan import make_plan
 from quantkit.source import GGUFWeights, open_source, read_source
+from quantkit.strategy import recorded
 from quantkit.sweep.chosen import Chosen
 from quantkit.sweep.cluster import Cluster, connect
 from quantkit.sweep.findings import Findings
@@ -54,7 +55,7 @@ class Sweep:
             warn(f"the model is made for {made_for:,} tokens, and {context:,} are more")
         self.run = Run(context, **request.memory)
         asked = recipes(request)
-        plan = make_plan(weights, asked, imatrix=imatrix, warn=warn)
+        plan = make_plan(weights, asked, imatrix=imatrix, strategy=request.strategy, warn=warn)
         self.candidates: list[Planned] = candidates(request, model.network, self.run, asked, plan.outputs)
         chosen_text = sample([model], request.text or shipped("eval.txt"), request.window, request.windows)
         make_folder(request.out)
@@ -66,6 +67,8 @@ class Sweep:
             request.how,
             importance={job.name: job.importance for job in plan.jobs},
             imatrix_sha256=imatrix.sha256 if imatrix else None,
+            strategy=request.strategy,
+            recorded=recorded(plan.outputs[0].files[0].fields),
             base_sha256=self.source_sha256,
             store=self.store,
         )
@@ -153,6 +156,7 @@ class Sweep:
             self._weights,
             next(candidate.recipe for candidate in self.candidates if candidate.output.name == best),
             self._imatrix,
+            self.request.strategy,
             source_sha256=self.source_sha256,
             folder=self.request.out,
             store=self.store,

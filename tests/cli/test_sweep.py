@@ -135,6 +135,16 @@ CODES: dict[str, tuple[tuple[str, ...], int, str]] = {
     "no source": (("TMP/none", *CARD, "-o", "TMP/out"), 65, "none"),
     "no imatrix": (("SOURCE", *CARD, "-o", "TMP/out", "--imatrix", "TMP/none"), 65, "no such file"),
     "no text": (("SOURCE", *CARD, "-o", "TMP/out", "--text", "TMP/none"), 65, "no such file"),
+    "a cluster with moments": (
+        ("SOURCE", *QUICK, "-o", "TMP/out", "--ray", "local", "--strategy", "feedback", "--covariance", "TMP"),
+        2,
+        "packs as llama.cpp does",
+    ),
+    "moments for nothing": (
+        ("SOURCE", *QUICK, "-o", "TMP/out", "--covariance", "TMP"),
+        2,
+        "not for --strategy reference",
+    ),
     "a cluster to merge": (("SOURCE", *QUICK, "-o", "TMP/out", "--ray", "local", "--merge"), 2, "take one of them"),
     "no such cluster": (
         ("SOURCE", *QUICK, "-o", "TMP/out", "-t", "Q4_0", "--ray", "127.0.0.1:1"),

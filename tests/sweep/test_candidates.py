@@ -14,10 +14,17 @@ import small
 import small_gguf
 
 from quantkit import kernels
+from quantkit.checkpoint import open_checkpoint
 from quantkit.checkpoint.weights import Weights
+from quantkit.convert import convert
 from quantkit.errors import MagnitudeError
 from quantkit.evaluate import Arithmetic, Text, evaluate, measure_group, open_model, sample, score
+from quantkit.gguf_io import read_gguf
 from quantkit.imatrix import read_imatrix
+from quantkit.moments import write_layer
+from quantkit.plan import make_plan
+from quantkit.recipe import preset
+from quantkit.strategy import by_name
 from quantkit.sweep import Request, Sweep, sweep
 from quantkit.sweep import candidates as module
 from quantkit.sweep.candidates import Base, Candidate
@@ -84,6 +91,41 @@ def test_its_figures_are_those_that_eval_has_of_the_file(
     assert report["base"]["nll_by_window"] == evaluated["base"]["nll_by_window"]
     for key in ("text_sha256", "vocabulary_sha256", "base_sha256", "window", "windows", "scored", "n_tokens", "dtype"):
         assert report[key] == evaluated[key]
+
+
+@pytest.mark.usefixtures("groups_of_two")
+def test_with_error_feedback_too(
+    ask: Callable[..., Request], little: Path, imatrix: Path, text: Text, tmp_path: Path
+) -> None:
+    """Figures are those of the file, and are kept beside the reference's; the file that is picked is that one."""
+    folder = tmp_path / "moments"
+    folder.mkdir()
+    with open_model(little, pytest.fail) as base:
+        columns = {name: shape[1] for name, shape in base.tensors.items() if len(shape) == 2}
+    for i in range(small.LAYERS):
+        x = np.random.default_rng(i).standard_normal((600, max(columns.values()))).astype(np.float32)
+        sums = {name: x[:, :k].T @ x[:, :k] for name, k in columns.items() if name.startswith(f"blk.{i}.")}
+        write_layer(folder, f"blk.{i}", sums, 600, "ab" * 32)
+    strategy = by_name("feedback", folder)
+    asked = ask(types=("Q3_K_M", "Q8_0"), imatrix=imatrix, strategy=strategy, vram_bytes=1 << 40)
+    plain = sweep(ask(types=("Q3_K_M", "Q8_0"), imatrix=imatrix, vram_bytes=1 << 40), write=False, warn=pytest.fail)
+    report = sweep(asked, warn=pytest.fail)
+    assert report is not None
+    assert plain is not None
+    assert "strategy" not in plain
+    assert report["strategy"]["quantkit.strategy"] == "feedback"
+    fed, other = ({one["type"]: one["nll_by_window"] for one in found["candidates"]} for found in (report, plain))
+    assert fed["Q3_K_M"] != other["Q3_K_M"]
+    assert fed["Q8_0"] == other["Q8_0"]
+    with open_checkpoint(little) as source:
+        plan = make_plan(source, [preset("Q3_K_M")], imatrix=read_imatrix(imatrix), strategy=strategy, warn=pytest.fail)
+        convert(source, plan, [tmp_path / "file.gguf"])
+    with open_model(little, pytest.fail) as base, open_model(tmp_path / "file.gguf", pytest.fail) as model:
+        chosen = sample([base, model], text, asked.window, asked.windows)
+        evaluated = evaluate([model], chosen, base=base, how=Arithmetic())
+    assert evaluated["models"][0]["nll_by_window"] == fed["Q3_K_M"]
+    (written,) = asked.out.glob("*.gguf")
+    assert read_gguf(written).fields["quantkit.strategy"].value == "feedback"
 
 
 def test_side_by_side_is_as_one_after_another(little: Path, tmp_path: Path, text: Text) -> None:
