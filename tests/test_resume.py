@@ -204,8 +204,10 @@ def test_a_second_run_is_refused_with_the_pid_of_the_first(source: Path, tmp_pat
     deadline = time.monotonic() + 30
     while not (tmp_path / "Q8_0.gguf.part.json").exists() and time.monotonic() < deadline:
         time.sleep(0.005)
+    first.send_signal(signal.SIGSTOP)  # however long the second takes to begin
     second = start(source, tmp_path)
     _, said = second.communicate(timeout=30)
+    first.send_signal(signal.SIGCONT)
     first.communicate(timeout=60)
     assert (first.returncode, second.returncode) == (0, 73)
     assert f"process {first.pid}" in said
