@@ -32,7 +32,7 @@ Encode = Callable[[F32Array, QType, U8Array], object]  # (rows, type, out): fill
 
 # Second moments say less of a text that the model may meet next than of the one they were collected on. So what they
 # say of two columns together is multiplied by KEPT, and DAMPING times the mean square of all columns is added to each:
-# no column is then so unimportant that it has to make good for all others. README.md has the figures.
+# no column is then so unimportant that it has to make good for all others.
 KEPT = 0.8
 DAMPING = 0.1
 STRATEGY_KEY, COVARIANCE_KEY, _COVARIANCE = "quantkit.strategy", "quantkit.covariance.sha256", "quantkit.covariance."
