@@ -145,7 +145,7 @@ def test_its_card_and_doctor_hold(made: Made) -> None:
     """The card's command, with the places of source and adapter put in."""
     card = (made.folder / "README.md").read_text("utf-8")
     (command,) = (line for line in card.splitlines() if line.startswith("    quantkit verify "))
-    places = {"SOURCE": str(made.source), "tuned:1": f"{made.adapter}:1"}
+    places = {"SOURCE": str(made.source), "tuned": str(made.adapter)}
     _, *arguments = [places.pop(word, word) for word in shlex.split(command)]
     assert places == {}
     quantkit(*arguments, folder=made.folder)
