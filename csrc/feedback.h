@@ -70,7 +70,7 @@ INLINE lane_f code_columns(const panel *p, const lane_f *step, const lane_f *off
         const int column = p->order[i], run = column / coding->run;
         const float *row = p->factor + i * p->n_columns;
         const lane_f level = (x[i] + offset[run]) / step[run];
-        const lane_f nearest_level = nearest_moderate(smaller(larger(level, least), most));
+        const lane_f nearest_level = nearest_moderate(smaller(larger(level, least), most)) + 0.0f; /* and no -0 */
         /* where the step is 0 any code means the same; it passes for that of 0 */
         const lane_f kept = pick(eq(step[run], splat(0)), splat(0), nearest_level);
         const lane_f value = step[run] * kept - offset[run], miss = x[i] - value;

@@ -5,6 +5,7 @@
  *     pack ISA TYPE N_ROWS N_COLUMNS -i       stdin: one row of importance before the rows
  *     pack ISA TYPE N_ROWS N_COLUMNS -d       stdin: blocks; stdout: the floats these mean
  *     pack ISA low-rank N_ROWS N_COLUMNS RANK stdin: rows, coefficients, basis; stdout: merged rows, their norms
+ *     pack ISA feedback TYPE N_ROWS N_COLUMNS stdin: moments, importance, order, rows; stdout: factor, blocks, errors
  *     pack --bench N_ROWS N_COLUMNS SECONDS   the speed of every type and instruction set, in turns of SECONDS each,
  *                                             once their bytes have been compared
  *
@@ -20,6 +21,7 @@
 
 #include "../quantkit.h"
 #include "bench.h"
+#include "feedback.h"
 #include "low_rank.h"
 #include "rooms.h"
 
@@ -103,6 +105,11 @@ int main(int argc, char **argv) {
     if (argc == 6 && strcmp(argv[2], "low-rank") == 0) {
         if (qk_use(argv[1]) != QK_OK) fail("no such instruction set here");
         low_rank(atoll(argv[3]), atoll(argv[4]), atoll(argv[5]));
+        return 0;
+    }
+    if (argc == 6 && strcmp(argv[2], "feedback") == 0) {
+        if (qk_use(argv[1]) != QK_OK) fail("no such instruction set here");
+        feedback((qk_type)atoi(argv[3]), atoll(argv[4]), atoll(argv[5]));
         return 0;
     }
     const char *option = argc == 6 ? argv[5] : "";

@@ -63,6 +63,7 @@ class Build:
             "check/pack.c",
             "check/bench.c",
             "check/low_rank.c",
+            "check/feedback.c",
             "dispatch.c",
             *(f"isa/{isa}.c" for isa in self.isas),
         ):

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from builds import INSTRUCTION_SETS, Build, Variant, variants
-from inputs import FILLS, ROW, arbitrary_bytes, fill, importance, low_rank_calls, plain_nan
+from inputs import FILLS, ROW, arbitrary_bytes, feedback_calls, fill, importance, low_rank_calls, plain_nan
 
 from quantkit import qtypes
 from quantkit.osio import cpu_count
@@ -70,20 +70,20 @@ def main() -> int:
             arguments = [(qtype, weighted, piece, compared) for piece in range(n_pieces)]
             results = list(pool.map(_check_piece, *zip(*arguments, strict=True)))
             n_different += _report(qtype, weighted, results)
-        n_different += _compare_low_rank(compared)
+        for what, calls in (("low rank", low_rank_calls()), ("feedback", feedback_calls())):
+            n_different += _compare(what, list(calls), compared)
     print(f"{n_different} times a variant DIFFERS" if n_different else "all equal")
     return 1 if n_different else 0
 
 
-def _compare_low_rank(compared: list[Variant]) -> int:
-    """Print a line for the kernels that merge adapters; returns how many variants differ from the first."""
-    calls = list(low_rank_calls())
+def _compare(what: str, calls: list[tuple[str, tuple[str, ...], bytes]], compared: list[Variant]) -> int:
+    """Print a line for other kernels than those of the types; returns how many variants differ from the first."""
     answers = [
         b"".join(build.call((isa, *arguments), given) for _, arguments, given in calls) for build, isa in compared
     ]
     different = [variant for variant, answer in zip(compared, answers, strict=True) if answer != answers[0]]
     state = ", ".join(f"{build.name} {isa} DIFFERS" for build, isa in different) or f"{len(compared)} variants equal"
-    print(f"low rank, {len(calls)} shapes: {state}", flush=True)
+    print(f"{what}, {len(calls)} shapes: {state}", flush=True)
     return len(different)
 
 

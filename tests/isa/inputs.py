@@ -14,7 +14,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
 
 from fills import FILLS, ROW, Source, fill
 
-__all__ = ["FILLS", "ROW", "arbitrary_bytes", "fill", "importance", "low_rank_calls", "plain_nan"]
+from quantkit.kernels.feedback import CODINGS
+from quantkit.qtypes import by_name
+
+__all__ = ["FILLS", "ROW", "arbitrary_bytes", "feedback_calls", "fill", "importance", "low_rank_calls", "plain_nan"]
 
 # Rows around a tile, columns around each number of lanes and tiles of them, ranks from none.
 _LOW_RANK_SHAPES = tuple(itertools.product((0, 1, 3, 4, 5, 16, 33), (1, 7, 16, 31, 64, 80, 129, 256), (0, 1, 5, 16)))
@@ -40,6 +43,22 @@ def low_rank_calls() -> Iterator[tuple[str, tuple[str, ...], bytes]]:
     for n, k, rank in _LOW_RANK_SHAPES:
         values = np.resize(np.roll(pool, n + 7 * k + 31 * rank), n * k + n * rank + rank * k)
         yield f"low rank {n} x {k}, {rank}", ("low-rank", str(n), str(k), str(rank)), values.tobytes()
+
+
+def feedback_calls() -> Iterator[tuple[str, tuple[str, ...], bytes]]:
+    """Every type with error feedback: one panel, one and a narrow one, or two; rows around a group and its lanes."""
+    for name in CODINGS:
+        qtype = by_name(name)
+        for n, k in ((1, 32), (len(FILLS), 256), (17, 256 + 96), (131, 256), (5, 512)):
+            if qtype.divides(k):
+                rng = np.random.default_rng([n, k])
+                x = rng.standard_normal((2 * k, k)) @ (np.eye(k) + rng.standard_normal((k, k)) / np.sqrt(k))
+                moments = (x.T @ x / len(x)).astype(np.float32)
+                order = np.concatenate([rng.permutation(min(256, k - first)) for first in range(0, k, 256)])
+                rows = np.concatenate([fill(one, 1 + n * k // 256 // len(FILLS), 1e3, n) for one in FILLS]).reshape(-1)
+                given = (moments, importance(k, k), order.astype(np.uint8), rows[: n * k])
+                arguments = ("feedback", str(qtype.id), str(n), str(k))
+                yield f"{qtype} {n} x {k}, feedback", arguments, b"".join(one.tobytes() for one in given)
 
 
 def plain_nan(floats: bytes) -> bytes:

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from builds import Build, Variant, variants
-from inputs import FILLS, arbitrary_bytes, fill, importance, low_rank_calls, plain_nan
+from inputs import FILLS, arbitrary_bytes, feedback_calls, fill, importance, low_rank_calls, plain_nan
 from numpy.typing import NDArray
 
 from quantkit import qtypes
@@ -43,10 +43,11 @@ def main() -> int:
     print("\n".join(f"{build.name} {isa}" for build, isa in found))
     n_failed = 0
     with ThreadPoolExecutor(cpu_count()) as pool:
+        others = (("merge", list(low_rank_calls())), ("feed", list(feedback_calls())))
         by_type = (
             (qtype.name, [call for rows in _shapes(qtype) for call in _calls(qtype, rows)]) for qtype in qtypes.ALL
         )
-        for kind, calls in itertools.chain([("merge", list(low_rank_calls()))], by_type):
+        for kind, calls in itertools.chain(others, by_type):
             wrong = [line for lines in pool.map(_check, calls, itertools.repeat(found)) for line in lines]
             n_failed += len(wrong)
             state = "\n".join(["FAILED", *wrong[:3]]) if wrong else "no report"
