@@ -9,6 +9,7 @@
 #   make ppl       the perplexity regression test on all of its text; PPL=--update records it anew
 #   make release-proof  train adapters of two kinds, release them, and ask llama.cpp: a minute
 #   make optimum   the mixes of `sweep --optimize` beside the presets, predicted and measured: most of an hour
+#   make feedback  what error feedback gains in one type at a time: ten minutes
 #   make bench     the speed of the kernels: in C alone, beside ggml's, and beside our floors
 #   make check     ruff, mypy --strict, clang-format
 #   make build     install this checkout, its C kernels built, into .venv
@@ -115,3 +116,8 @@ optimum: $(VENV)/.built $(VENV)/.complete
 	$(BIN)/python tests/checkpoints/real_small.py build/optimum/real_small
 	test -f build/optimum/imatrix.gguf || $(BIN)/quantkit imatrix build/optimum/real_small -o build/optimum/imatrix.gguf
 	$(BIN)/python tests/sweep/optimum.py build/optimum/real_small build/optimum/imatrix.gguf build/optimum/mixes $(OPTIMUM)
+
+.PHONY: feedback
+feedback: $(VENV)/.built $(VENV)/.complete
+	test -d build/optimum/real_small || $(BIN)/python tests/checkpoints/real_small.py build/optimum/real_small
+	$(BIN)/python tests/sweep/feedback.py build/optimum/real_small build/optimum/feedback $(FEEDBACK)

@@ -33,8 +33,8 @@ Encode = Callable[[F32Array, QType, U8Array], object]  # (rows, type, out): fill
 # Second moments say less of a text that the model may meet next than of the one they were collected on. So what they
 # say of two columns together is multiplied by KEPT, and DAMPING times the mean square of all columns is added to each:
 # no column is then so unimportant that it has to make good for all others.
-KEPT = 0.8
-DAMPING = 0.1
+KEPT = 0.7
+DAMPING = 0.03
 STRATEGY_KEY, COVARIANCE_KEY, _COVARIANCE = "quantkit.strategy", "quantkit.covariance.sha256", "quantkit.covariance."
 FEEDBACK_ROWS = 128  # of a slab: for as many rows the C kernel reads the factor once
 
