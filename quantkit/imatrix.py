@@ -15,7 +15,6 @@ common/imatrix-loader.cpp).
 
 from __future__ import annotations
 
-import hashlib
 import struct
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -38,7 +37,6 @@ Values = npt.NDArray[np.float32]
 _HINT = "an importance matrix is a file that llama-imatrix writes, as GGUF or .dat"
 _PARTS = {"in_sum2", "counts", "in_sum"}
 _SMALLEST_ENTRY = 4 + 1 + 4 + 4 + 4
-_HASHED_AT_ONCE = 1 << 20
 _NAMES_SHOWN = 3
 
 # llama-imatrix collects for the layers alone unless told otherwise, and for the embedding never: no product has it.
@@ -203,7 +201,7 @@ def _read_gguf(file: InputFile) -> Imatrix:
         raise FormatError("holds no importance", file=file.path)
     return Imatrix(
         {name: _mean_squares(file, found.data_offset, name, parts) for name, parts in groups.items()},
-        _sha256(file),
+        file.sha256(),
         _field(found, "imatrix.chunk_count", Kind.U32),
         _field(found, "imatrix.chunk_size", Kind.U32),
         tuple(_field(found, "imatrix.datasets", Kind.ARRAY, Kind.STRING)),
@@ -303,7 +301,7 @@ def _read_dat(file: InputFile) -> Imatrix:
     dataset = cursor.text("the dataset's name", 0) if cursor.left else ""
     if cursor.left:
         raise cursor.error("data follows the end", found=f"{cursor.left} bytes")
-    return Imatrix(entries, _sha256(file), chunk_count, 0, (dataset,) if dataset else (), "dat")
+    return Imatrix(entries, file.sha256(), chunk_count, 0, (dataset,) if dataset else (), "dat")
 
 
 def _values(file: InputFile, tensor: str, offset: int, n_values: int) -> Values:
@@ -321,10 +319,3 @@ def _values(file: InputFile, tensor: str, offset: int, n_values: int) -> Values:
             found=float(values[at]),
         )
     return values
-
-
-def _sha256(file: InputFile) -> str:
-    digest = hashlib.sha256()
-    for offset in range(0, file.size, _HASHED_AT_ONCE):
-        digest.update(file.read(min(_HASHED_AT_ONCE, file.size - offset), offset))
-    return digest.hexdigest()

@@ -22,7 +22,7 @@ from quantkit.errors import MagnitudeError, NotFiniteError
 from quantkit.osio import cpu_count
 from quantkit.plan import Job
 from quantkit.qtypes import QType
-from quantkit.strategy import Encode, Strategy
+from quantkit.strategy import Encode, Matrix, Strategy
 
 SLAB_WEIGHTS = 1 << 20  # 4 MiB of float32: large beside a system call, small beside the memory of any machine
 PROCESS_BYTES = 128 << 20  # the interpreter, NumPy, a vocabulary of 200,000 tokens
@@ -103,7 +103,8 @@ def run(
     def begin(work: Work) -> None:
         """Its slabs hold what was prepared for it, and nothing else does: a factor goes with the last of them."""
         job = work.job
-        prepared = strategy.prepare(job.name, job.n_columns, work.results.keys(), job.importance, pool, threads)
+        matrix = Matrix(job.name, job.n_columns, work.results.keys(), job.importance)
+        prepared = strategy.prepare(matrix, pool, threads)
         for slab in _cut(job, prepared.least_rows):
             running.append((slab, work, pool.submit(_journey, weights, slab, work, prepared.encode, put, scratch)))
             if len(running) > 2 * threads:

@@ -39,6 +39,21 @@ STRATEGY_KEY, COVARIANCE_KEY, _COVARIANCE = "quantkit.strategy", "quantkit.covar
 FEEDBACK_ROWS = 128  # of a slab: for as many rows the C kernel reads the factor once
 
 
+@dataclass(frozen=True, eq=False)
+class Matrix:
+    """What a strategy has to know of a matrix before its rows come.
+
+    name        in GGUF
+    types       that it will be packed into
+    importance  of its columns, float32 (n_columns,), or None
+    """
+
+    name: str
+    n_columns: int
+    types: Collection[QType]
+    importance: F32Array | None
+
+
 @dataclass(frozen=True)
 class Prepared:
     """A matrix that is ready to be packed.
@@ -72,21 +87,11 @@ class Strategy(Protocol):
     def is_large(self, name: str, types: Collection[QType]) -> bool:
         """Whether what is prepared for a matrix is so large that there should be one at a time."""
 
-    def prepare(
-        self,
-        name: str,
-        n_columns: int,
-        types: Collection[QType],
-        importance: F32Array | None,
-        pool: Executor,
-        threads: int,
-    ) -> Prepared:
+    def prepare(self, matrix: Matrix, pool: Executor, threads: int) -> Prepared:
         """Get a matrix ready.
 
-        types       that it will be packed into
-        importance  of its columns, float32 (n_columns,), or None
-        pool        of so many threads, for whatever takes long
-        raises      InputError in its kinds, DiskError
+        pool    of so many threads, for whatever takes long
+        raises  InputError in its kinds, DiskError
         """
 
 
@@ -102,16 +107,8 @@ class Reference:
     def is_large(self, name: str, types: Collection[QType]) -> bool:
         return False
 
-    def prepare(
-        self,
-        name: str,
-        n_columns: int,
-        types: Collection[QType],
-        importance: F32Array | None,
-        pool: Executor,
-        threads: int,
-    ) -> Prepared:
-        return Prepared(lambda rows, qtype, out: kernels.encode(rows, qtype, importance, out=out))
+    def prepare(self, matrix: Matrix, pool: Executor, threads: int) -> Prepared:
+        return Prepared(lambda rows, qtype, out: kernels.encode(rows, qtype, matrix.importance, out=out))
 
 
 class Feedback:
@@ -152,23 +149,15 @@ class Feedback:
     def is_large(self, name: str, types: Collection[QType]) -> bool:
         return has_moments(name) and any(qtype.name in CODINGS for qtype in types)
 
-    def prepare(
-        self,
-        name: str,
-        n_columns: int,
-        types: Collection[QType],
-        importance: F32Array | None,
-        pool: Executor,
-        threads: int,
-    ) -> Prepared:
-        otherwise = REFERENCE.prepare(name, n_columns, types, importance, pool, threads)
-        if not self.is_large(name, types):
+    def prepare(self, matrix: Matrix, pool: Executor, threads: int) -> Prepared:
+        otherwise = REFERENCE.prepare(matrix, pool, threads)
+        if not self.is_large(matrix.name, matrix.types):
             return otherwise
-        moments = read_moments(self._folder, name, n_columns)
+        moments = read_moments(self._folder, matrix.name, matrix.n_columns)
         try:
             factor = factorize(moments.sums, moments.count, pool, threads)
         except FormatError as error:
-            details = error.details | {"file": self._folder, "tensor": name}
+            details = error.details | {"file": self._folder, "tensor": matrix.name}
             raise FormatError(error.message, hint=error.hint, **details) from None
 
         def encode(rows: F32Array, qtype: QType, out: U8Array) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import math
 import os
+import platform
 import random
 import subprocess
 import sys
@@ -21,7 +23,7 @@ import pytest
 
 from quantkit import osio
 from quantkit.errors import DiskError, InputError, OutputError, UsageError
-from quantkit.osio import AtomicFile, InputFile
+from quantkit.osio import AtomicFile, InputFile, file_sha256, reading, writing
 
 CONTENT = bytes(range(256)) * 40
 
@@ -45,8 +47,8 @@ def file(tmp_path: Path) -> Path:
 @pytest.fixture(params=["_pread_vector", "_pread_seek"])
 def pread(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[int, memoryview, int], int]:
     """Each way of reading in turn, also the one for systems without pread."""
-    one: Callable[[int, memoryview, int], int] = getattr(osio, request.param)
-    monkeypatch.setattr(osio, "_pread", one)
+    one: Callable[[int, memoryview, int], int] = getattr(reading, request.param)
+    monkeypatch.setattr(reading, "_pread", one)
     return one
 
 
@@ -55,7 +57,7 @@ def test_read_in_pieces(
     most: int, file: Path, pread: Callable[[int, memoryview, int], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A system call may return less than was asked for."""
-    monkeypatch.setattr(osio, "_pread", lambda fd, out, offset: pread(fd, out[:most], offset))
+    monkeypatch.setattr(reading, "_pread", lambda fd, out, offset: pread(fd, out[:most], offset))
     with InputFile(file) as opened:
         assert opened.size == len(CONTENT)
         assert opened.read(5000, 300) == CONTENT[300:5300]
@@ -94,7 +96,7 @@ def test_read_past_the_end(file: Path) -> None:
 
 
 def test_read_fails(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(osio, "_pread", raising(errno.EIO))
+    monkeypatch.setattr(reading, "_pread", raising(errno.EIO))
     with InputFile(file) as opened, pytest.raises(DiskError, match="Input/output error") as caught:
         opened.read(20, 7)
     assert caught.value.details["offset"] == 7
@@ -141,8 +143,8 @@ def raising(code: int) -> Callable[..., Any]:
 @pytest.mark.parametrize("name", ["pwrite", "_pwrite_seek"])
 @pytest.mark.parametrize("most", [1, 7, 1 << 30])
 def test_write_in_pieces(name: str, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    one = getattr(osio, name, None) or getattr(os, name)
-    monkeypatch.setattr(osio, "_pwrite", lambda fd, data, offset: one(fd, data[:most], offset))
+    one = getattr(writing, name, None) or getattr(os, name)
+    monkeypatch.setattr(writing, "_pwrite", lambda fd, data, offset: one(fd, data[:most], offset))
     with AtomicFile(tmp_path / "out") as out:
         out.write(CONTENT[3000:], 3000)
         out.write(bytearray(CONTENT[:3000]), 0)
@@ -150,12 +152,21 @@ def test_write_in_pieces(name: str, most: int, tmp_path: Path, monkeypatch: pyte
     assert (tmp_path / "out").read_bytes() == CONTENT
 
 
+@pytest.mark.parametrize(("offset", "nbytes"), [(0, None), (0, 0), (1, 999), (7, 1000), (300, 2001), (7, None)])
+def test_sha256_of_a_stretch(offset: int, nbytes: int | None, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "_HASHED_AT_ONCE", 1000)
+    stop = None if nbytes is None else offset + nbytes
+    with InputFile(file) as opened:
+        assert opened.sha256(offset, nbytes) == hashlib.sha256(CONTENT[offset:stop]).hexdigest()
+    assert file_sha256(file) == hashlib.sha256(CONTENT).hexdigest()
+
+
 @pytest.mark.parametrize("shape", [(5,), (5, 4), (2, 5, 2), (0, 5)])
 def test_views_of_any_shape(shape: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """len() of a matrix counts rows, and its items need not be bytes."""
-    read, write = osio._pread, osio._pwrite
-    monkeypatch.setattr(osio, "_pread", lambda fd, out, offset: read(fd, out.cast("B")[:7], offset))
-    monkeypatch.setattr(osio, "_pwrite", lambda fd, data, offset: write(fd, data.cast("B")[:7], offset))
+    read, write = reading._pread, writing._pwrite
+    monkeypatch.setattr(reading, "_pread", lambda fd, out, offset: read(fd, out.cast("B")[:7], offset))
+    monkeypatch.setattr(writing, "_pwrite", lambda fd, data, offset: write(fd, data.cast("B")[:7], offset))
     words = np.arange(math.prod(shape), dtype=np.uint32).reshape(shape)
     with AtomicFile(tmp_path / "out") as out:
         out.write(words.data, 8)
@@ -232,13 +243,13 @@ def test_left_without_publish(error: type[BaseException] | None, out: Path) -> N
 
 
 # Where a step of publish() fails, and whether the new file then has its name already.
-STEPS = [("os.fsync", False), ("pathlib.Path.replace", False), ("quantkit.osio._sync_folder", True)]
+STEPS = [("os.fsync", False), ("pathlib.Path.replace", False), ("quantkit.osio.writing._sync_folder", True)]
 
 
 @pytest.mark.parametrize(("step", "in_place"), STEPS)
 def test_publish_fails(step: str, in_place: bool, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fail = raising(errno.EIO)
-    if step == "quantkit.osio._sync_folder":  # the second fsync is the folder's
+    if step == "quantkit.osio.writing._sync_folder":  # the second fsync is the folder's
         real, calls = os.fsync, [0]
 
         def fail_second(fd: int) -> None:
@@ -392,7 +403,7 @@ def test_second_run_is_refused(out: Path) -> None:
 
 def test_part_that_vanishes_before_its_lock_is_taken_anew(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other run may publish between our open and our lock: then our descriptor is its finished file."""
-    lock = osio._lock
+    lock = writing._lock
 
     def publish_meanwhile(fd: int, path: Path) -> None:
         if not moved:
@@ -401,7 +412,7 @@ def test_part_that_vanishes_before_its_lock_is_taken_anew(out: Path, monkeypatch
         lock(fd, path)
 
     moved: list[Path] = []
-    monkeypatch.setattr(osio, "_lock", publish_meanwhile)
+    monkeypatch.setattr(writing, "_lock", publish_meanwhile)
     with AtomicFile(out) as file:
         file.write(b"x", 0)
         assert moved
@@ -520,6 +531,7 @@ def test_free_space(tmp_path: Path) -> None:
 def test_cpu_count() -> None:
     code = """
 import os
+import platform
 from quantkit import osio
 from quantkit.osio import cpu_count
 print(cpu_count() == len(os.sched_getaffinity(0)))
@@ -553,6 +565,6 @@ def test_cpu_name(
         return cpuinfo
 
     monkeypatch.setattr(Path, "read_text", read_text)
-    monkeypatch.setattr(osio.platform, "processor", lambda: processor)
-    monkeypatch.setattr(osio.platform, "machine", lambda: machine)
+    monkeypatch.setattr(platform, "processor", lambda: processor)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
     assert osio.cpu_name() == name

@@ -31,7 +31,6 @@ from quantkit.osio import InputFile, is_file, is_folder
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _PICKLE = "adapter_model.bin"
 _LARGEST_F32 = 3.4028234663852886e38
-_HASHED_AT_ONCE = 1 << 22
 
 _OWN_NAME = r"(?:\.(?P<adapter>(?!(?:weight|bias)$)[^.]+))?"
 _PART = re.compile(
@@ -122,10 +121,7 @@ class Adapter(Weights):
 
     def tensor_sha256(self, tensor: TensorInfo) -> str:
         """Of a tensor's bytes; raises DiskError."""
-        digest, file = hashlib.sha256(), self._files[tensor.file]
-        for start in range(0, tensor.nbytes, _HASHED_AT_ONCE):
-            digest.update(file.read(min(_HASHED_AT_ONCE, tensor.nbytes - start), tensor.offset + start))
-        return digest.hexdigest()
+        return self._files[tensor.file].sha256(tensor.offset, tensor.nbytes)
 
 
 def is_adapter(path: Path) -> bool:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from quantkit.report import Report
     from quantkit.sweep import Request, Shard, Sweep
 
+_SHARD_SCHEMA = {"name": "quantkit.sweep.shard", "version": 1}
+
 
 @click.command("sweep", short_help="Measure every type and pick the best that fits.")
 @click.argument("source", type=SOURCE)
@@ -61,7 +63,7 @@ if TYPE_CHECKING:
 @click.option("--merge", is_flag=True, help="Measure nothing: report what the shards have left in the folder.")
 @click.option("--ray", metavar="ADDRESS", help="Measure on a Ray cluster: HOST:PORT, auto, or local for this machine.")
 @click.option("--no-write", is_flag=True, help="Do not write the file that is picked.")
-@click.option("--json", "as_json", is_flag=True, help="The report as JSON on stdout.")
+@click.option("--json", "as_json", is_flag=True, help="The report as JSON on stdout; of a shard, what it has measured.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress, no table.")
 def command(
     source: Path,
@@ -160,9 +162,7 @@ def command(
             if not merge:
                 _measure(sweep, shard, ray, talk)
             if shard:
-                names = ", ".join(candidate.output.name for candidate in sweep.share(shard)) or "nothing"
-                talk.say(f"shard {shard.number} of {shard.count} has measured {names}")
-                talk.say(f"next: the same command with --merge, when all shards have, and their {output} is one folder")
+                _say_measured(shard, [candidate.output.name for candidate in sweep.share(shard)], output, talk, as_json)
             else:
                 _finish(sweep, request, not no_write, talk, as_json)
 
@@ -191,6 +191,13 @@ def _measure(sweep: Sweep, shard: Shard | None, ray: str | None, talk: Talk) -> 
         talk.say(f"{n_missing} measurements to make{where} in about {memory} of memory")
         with talk.progress("measuring", sweep.n_steps(shard, cluster), of_bytes=False) as progress:
             sweep.measure(shard, lambda: progress(1), cluster)
+
+
+def _say_measured(shard: Shard, names: Sequence[str], folder: Path, talk: Talk, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps({"schema": _SHARD_SCHEMA, "shard": shard.number, "shards": shard.count, "types": names}))
+    talk.say(f"shard {shard.number} of {shard.count} has measured {', '.join(names) or 'nothing'}")
+    talk.say(f"next: the same command with --merge, when all shards have, and their {folder} is one folder")
 
 
 def _finish(sweep: Sweep, request: Request, write: bool, talk: Talk, as_json: bool) -> None:

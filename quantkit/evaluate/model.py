@@ -19,7 +19,7 @@ from quantkit.arch import EMBEDDING, HEAD, MappedTensor
 from quantkit.checkpoint import Lora
 from quantkit.errors import FormatError, TensorError, UnsupportedError
 from quantkit.gguf_io import Field, Kind
-from quantkit.osio import InputFile, cpu_count
+from quantkit.osio import cpu_count, file_sha256
 from quantkit.qtypes import F32, QType
 from quantkit.source import Source, open_source, read_source
 from quantkit.source.gguf import needed
@@ -27,7 +27,6 @@ from quantkit.source.gguf import needed
 F32Array = npt.NDArray[np.float32]
 
 SLAB_WEIGHTS = 1 << 20
-_HASHED_AT_ONCE = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -151,9 +150,9 @@ class Model:
 
         With adapters: behind these the same lines of the files of each, and after them "scale " and its scale.
         """
-        lines = [f"{_sha256(shard)}  {shard.name}\n" for shard in sorted(self._weights.shards)]
+        lines = [f"{file_sha256(shard)}  {shard.name}\n" for shard in sorted(self._weights.shards)]
         for adapter in self._weights.adapters:
-            lines += [f"{_sha256(file)}  {file.name}\n" for file in adapter.files] + [f"scale {adapter.scale!r}\n"]
+            lines += [f"{file_sha256(file)}  {file.name}\n" for file in adapter.files] + [f"scale {adapter.scale!r}\n"]
         if len(lines) == 1:
             return lines[0].partition(" ")[0]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
@@ -223,14 +222,6 @@ def open_model(path: Path, warn: Callable[[str], None], lora: Sequence[Lora] = (
     except BaseException:
         weights.close()
         raise
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with InputFile(path) as file:
-        for offset in range(0, file.size, _HASHED_AT_ONCE):
-            digest.update(file.read(min(_HASHED_AT_ONCE, file.size - offset), offset))
-    return digest.hexdigest()
 
 
 def _refuse_other_scaling(fields: Mapping[str, Field], family: str, path: Path) -> None:

@@ -16,7 +16,7 @@ from quantkit.convert import convert
 from quantkit.errors import OutputError, UsageError
 from quantkit.imatrix import Imatrix, read_imatrix
 from quantkit.memory import Run, memory_use
-from quantkit.osio import AtomicFile, InputFile, is_file, is_folder, make_folder, refuse_replacing
+from quantkit.osio import AtomicFile, InputFile, file_sha256, is_file, is_folder, make_folder, refuse_replacing
 from quantkit.plan import Plan, make_plan, output_paths
 from quantkit.recipe import Recipe, choose
 from quantkit.release import sums
@@ -185,17 +185,17 @@ class Release:
         names += [path.relative_to(out).as_posix() for path in write_pages(read_report(out), out)]
         chat = recognised(self._text_of("tokenizer.chat_template"), self._token("bos"), self._token("eos"), self._warn)
         names += self._write(self._beside(report, chat))
-        digests = {name: sums.sha256(out / name) for name in names}
+        digests = {name: file_sha256(out / name) for name in names}
         rows = []
         for shards, output in zip(self.paths, self.plan.outputs, strict=True):
-            found = [sums.sha256(path) for path in shards]
+            found = [file_sha256(path) for path in shards]
             digests |= {path.name: digest for path, digest in zip(shards, found, strict=True)}
             figures = next(entry for entry in report["candidates"] if entry["type"] == output.name)
             rows.append(Row([path.name for path in shards], found, figures))
         rows.sort(key=lambda row: int(row.figures["file_bytes"]))
         about = self._about(chat, PICTURE if PICTURE in names else None)
         self._write({"README.md": card(about, rows, report).encode()})
-        digests["README.md"] = sums.sha256(out / "README.md")
+        digests["README.md"] = file_sha256(out / "README.md")
         self._write({sums.NAME: sums.as_text(digests).encode()})
         return {"name": self.name, "folder": str(out), "files": digests, "chat": chat.style.name if chat else None}
 

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from quantkit.checkpoint.index import is_plain_name
 from quantkit.errors import FormatError, InputError, UnsafeError
-from quantkit.osio import InputFile
+from quantkit.osio import InputFile, file_sha256
 
 NAME = "SHA256SUMS"
 _LINE = re.compile(r"(?P<digest>[0-9a-f]{64})  (?P<name>.+)")
-_AT_ONCE = 1 << 22
-
-
-def sha256(path: Path) -> str:
-    """Of a file's bytes; raises InputError, DiskError."""
-    digest = hashlib.sha256()
-    with InputFile(path) as file:
-        for offset in range(0, file.size, _AT_ONCE):
-            digest.update(file.read(min(_AT_ONCE, file.size - offset), offset))
-    return digest.hexdigest()
 
 
 def as_text(digests: Mapping[str, str]) -> str:
@@ -49,7 +38,7 @@ def read(folder: Path) -> dict[str, str]:
 def check(folder: Path, digests: Mapping[str, str]) -> None:
     """Raise InputError for the first file that is not as its digest says."""
     for name, digest in digests.items():
-        found = sha256(folder / name)
+        found = file_sha256(folder / name)
         if found != digest:
             raise InputError(
                 "is not the file that was released",

@@ -22,7 +22,7 @@ from quantkit.errors import MagnitudeError, NotFiniteError
 from quantkit.evaluate import Model
 from quantkit.osio import cpu_count
 from quantkit.qtypes import QType
-from quantkit.strategy import REFERENCE, Prepared, Strategy
+from quantkit.strategy import REFERENCE, Matrix, Prepared, Strategy
 
 F32Array = npt.NDArray[np.float32]
 U8Array = npt.NDArray[np.uint8]
@@ -112,10 +112,9 @@ class Base(_Weights):
         kind = name, self._strategy.is_large(name, [qtype])
         if kind not in self._prepared:
             threads = cpu_count()
+            matrix = Matrix(name, n_columns, [qtype], self._importance.get(name))
             with ThreadPoolExecutor(threads) as pool:
-                self._prepared[kind] = self._strategy.prepare(
-                    name, n_columns, [qtype], self._importance.get(name), pool, threads
-                )
+                self._prepared[kind] = self._strategy.prepare(matrix, pool, threads)
         return self._prepared[kind]
 
 

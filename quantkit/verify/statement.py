@@ -6,7 +6,6 @@ signature: it is worth what the one who hands it over is.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,7 @@ from quantkit.checkpoint.json_file import read_json
 from quantkit.errors import FormatError
 from quantkit.gguf_io import Kind
 from quantkit.imatrix import Imatrix
-from quantkit.osio import AtomicFile, InputFile
+from quantkit.osio import AtomicFile
 from quantkit.plan import LORA_KEY, SOURCE_KEY
 from quantkit.strategy import COVARIANCE_KEY, REFERENCE, STRATEGY_KEY
 from quantkit.verify.compare import Verification
@@ -31,7 +30,6 @@ from quantkit.verify.recorded import IMATRIX_KEY, VERSION_KEY, Recorded
 STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "urn:quantkit:derivation:v1"
 _MAX_BYTES = 16 << 20
-_READ_BYTES = 1 << 22
 
 
 class _Part(pydantic.BaseModel):
@@ -150,7 +148,7 @@ def check_statement(recorded: Recorded, statement: Statement) -> list[Difference
     stated = {subject.digest.sha256: subject.name for subject in statement.subject}
     differences = []
     for file in recorded.files:
-        sha256 = _sha256(file)
+        sha256 = file.sha256()
         if stated.pop(sha256, None) is None:
             expected = ", ".join(subject.digest.sha256 for subject in statement.subject)
             message = "the statement is of another file"
@@ -204,10 +202,3 @@ def _sources(recorded: Recorded) -> dict[str, str]:
         for key, name in texts.items()
         if key.startswith(SOURCE_KEY) and key.endswith(".name")
     }
-
-
-def _sha256(file: InputFile) -> str:
-    digest = hashlib.sha256()
-    for offset in range(0, file.size, _READ_BYTES):
-        digest.update(file.read(min(_READ_BYTES, file.size - offset), offset))
-    return digest.hexdigest()

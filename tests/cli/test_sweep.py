@@ -103,6 +103,9 @@ def test_without_writing_it_says_the_command_that_does(
     assert (out / "small-Q4_K_M.gguf").read_bytes() == written
 
 
+SHARD = {"name": "quantkit.sweep.shard", "version": 1}
+
+
 @pytest.mark.usefixtures("no_plots")
 def test_shards_and_merge(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     merged = tmp_path / "merged"
@@ -110,7 +113,10 @@ def test_shards_and_merge(source: Path, tmp_path: Path, capsys: pytest.CaptureFi
         out_folder = tmp_path / shard[0]
         code, out, err = run(capsys, source, *TYPES, *QUICK, "-o", out_folder, "--shard", shard)
         assert (code, out) == (0, "")
-        assert f"shard {shard[0]} of 2 has measured {'Q2_K, Q8_0' if shard[0] == '1' else 'Q4_K_M'}" in err
+        types = {"1/2": ["Q2_K", "Q8_0"], "2/2": ["Q4_K_M"]}[shard]
+        assert f"shard {shard[0]} of 2 has measured {', '.join(types)}" in err
+        code, out, _ = run(capsys, source, *TYPES, *QUICK, "-o", out_folder, "--shard", shard, "--json")
+        assert (code, json.loads(out)) == (0, {"schema": SHARD, "shard": int(shard[0]), "shards": 2, "types": types})
         shutil.copytree(out_folder, merged, dirs_exist_ok=True)
         code, out, err = run(capsys, source, *TYPES, *QUICK, "-o", merged, "--merge")
         assert code == (65 if shard == "1/2" else 0), err

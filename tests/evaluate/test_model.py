@@ -21,6 +21,7 @@ from quantkit.errors import FormatError, TensorError, UnsupportedError
 from quantkit.evaluate import Model, open_model
 from quantkit.evaluate import model as module
 from quantkit.gguf_io import Kind
+from quantkit.osio import reading
 from quantkit.plan import make_plan
 from quantkit.qtypes import F32
 from quantkit.recipe import preset
@@ -119,7 +120,7 @@ def test_a_set_of_shards_is_one_model(little: Path, little_files: dict[str, Path
 
 
 def test_the_sha256_of_one_file_is_its_own(little_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_HASHED_AT_ONCE", 1000)
+    monkeypatch.setattr(reading, "_HASHED_AT_ONCE", 1000)
     path = little_files["Q8_0"]
     with opened(path) as model:
         assert model.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()

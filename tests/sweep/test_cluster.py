@@ -17,6 +17,7 @@ import small
 from quantkit import __version__, osio
 from quantkit.errors import BugError, ClusterError, InputError, UsageError
 from quantkit.evaluate import Scores, network
+from quantkit.osio import machine
 from quantkit.sweep import Request, Sweep, cluster, remote, sweep
 
 Ask = Callable[..., Request]
@@ -203,7 +204,7 @@ def test_without_the_extra_it_says_how_to_have_it(ask: Ask, tmp_path: Path) -> N
 @pytest.fixture
 def task(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> remote.Task:
     """What measures two windows; no processor is taken from the other tests."""
-    monkeypatch.setattr(osio, "_cpu_limit", None)
+    monkeypatch.setattr(machine, "_cpu_limit", None)
     monkeypatch.setattr(network.torch, "set_num_threads", lambda n: None)
     with Sweep.open(ask(windows=2), pytest.fail) as opened:
         wanted = opened.candidates[0]

@@ -64,7 +64,7 @@ def test_a_second_run_measures_and_reads_nothing(ask: Ask, measured: Measured, m
 
     measured.clear()
     monkeypatch.setattr(Weights, "read_rows", lambda *arguments: pytest.fail("a weight was read"))
-    monkeypatch.setattr("quantkit.evaluate.model._sha256", lambda path: pytest.fail("the source was read"))
+    monkeypatch.setattr("quantkit.evaluate.model.file_sha256", lambda path: pytest.fail("the source was read"))
     assert sweep(ask(), warn=pytest.fail) == report
     assert measured == []
     assert files(ask().out) == before

@@ -1,173 +1,35 @@
-"""The operating system: positioned reads and writes, files that appear whole or not at all, facts of the machine.
-
-No other module of quantkit asks which system it runs on.  Linux and macOS are the systems it is written for; where
-Windows lacks a call, the substitute stands beside it.
-"""
+"""Files and folders that are written: whole or not at all, certain when they are there, one writer at a time."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
-import platform
 import shutil
 import stat
-import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from quantkit.errors import BusyError, DiskError, InputError, OutputError, UsageError
+from quantkit.errors import BusyError, DiskError, OutputError, UsageError
+from quantkit.osio.calls import ALWAYS, MAX_CALL_BYTES, PathLike, as_bytes, reason, seek_lock
+from quantkit.osio.reading import pread_into
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-PathLike = str | os.PathLike[str]
-
-# One call moves at most this much: Linux stops short of 2 GiB, macOS refuses more than INT_MAX bytes outright.
-_MAX_CALL_BYTES = 1 << 30
-
-# O_NONBLOCK: opening a FIFO must not wait for its writer (no effect on files).  O_BINARY: no line ends on Windows.
-_ALWAYS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-_READ_FLAGS = os.O_RDONLY | _ALWAYS | getattr(os, "O_NONBLOCK", 0)
-_PART_FLAGS = os.O_RDWR | os.O_CREAT | _ALWAYS | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
+_PART_FLAGS = os.O_RDWR | os.O_CREAT | ALWAYS | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
 
 # Network and FUSE file systems may know neither locks nor fsync of a folder; there is nothing better to do then.
 _NOT_OFFERED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOTTY}
 
 
-def _as_bytes(data: bytes | bytearray | memoryview) -> memoryview:
-    """A view of data byte by byte: of a matrix, len() and slices would count rows."""
-    view = memoryview(data)
-    return view.cast("B") if view.nbytes else memoryview(b"")  # a view with a 0 in its shape cannot be cast
-
-
-# ---- reading
-
-
-def is_file(path: Path) -> bool:
-    """Whether path is a regular file, or a link to one; raises InputError where that cannot be found out."""
-    return stat.S_ISREG(_mode(path))
-
-
-def is_folder(path: Path) -> bool:
-    """Whether path is a folder, or a link to one; raises InputError where that cannot be found out."""
-    return stat.S_ISDIR(_mode(path))
-
-
-def _mode(path: Path) -> int:
-    """The file mode of path, 0 for nothing."""
-    try:
-        return path.stat().st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        return 0
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise InputError(f"cannot be looked up: {_reason(error)}", file=path) from error
-
-
-_seek_lock = threading.Lock()
-
-
-def _pread_seek(fd: int, out: memoryview, offset: int) -> int:
-    """One positioned read where the system has none: the file's position is shared, so one thread at a time."""
-    with _seek_lock:
-        os.lseek(fd, offset, os.SEEK_SET)
-        data = os.read(fd, len(out))
-    out[: len(data)] = data
-    return len(data)
-
-
-def _pread_vector(fd: int, out: memoryview, offset: int) -> int:
-    """One positioned read straight into out."""
-    return os.preadv(fd, [out], offset)
-
-
-_pread: Callable[[int, memoryview, int], int] = _pread_vector if hasattr(os, "preadv") else _pread_seek
-
-
-def pread_into(fd: int, out: memoryview, offset: int, *, file: PathLike | None = None) -> None:
-    """Fill out with the bytes at offset; safe to call from many threads on one descriptor.
-
-    out     writable, C order, any shape; filled to its end, over as many system calls as that takes (Python repeats
-            one that a signal interrupts, PEP 475)
-    file    the name to put into an error
-    raises  DiskError  the read fails, or the file ends first
-    """
-    out = _as_bytes(out)
-    done = 0
-    while done < len(out):
-        try:
-            n = _pread(fd, out[done : done + _MAX_CALL_BYTES], offset + done)
-        except OSError as error:
-            raise DiskError(f"reading failed: {_reason(error)}", file=file, offset=offset + done) from error
-        if n == 0:
-            raise DiskError(
-                "the file ends too early",
-                hint="it was cut or replaced while being read; fetch it again and leave it alone meanwhile",
-                file=file,
-                offset=offset + done,
-                expected=f"{len(out) - done} more bytes",
-                found=0,
-            )
-        done += n
-
-
-class InputFile:
-    """A regular file opened for reading; use it in a `with` block or close() it.
-
-    path    the name it was opened by
-    size    bytes it had then
-    raises  InputError  missing, unreadable, or something else than a regular file (folder, device, FIFO)
-    """
-
-    def __init__(self, path: PathLike) -> None:
-        self.path = Path(path)
-        try:
-            self._fd = os.open(path, _READ_FLAGS)
-        except FileNotFoundError:
-            raise InputError("no such file", file=path) from None
-        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-            raise InputError(f"cannot be opened: {_reason(error)}", file=path) from error
-        status = os.fstat(self._fd)
-        self.size = status.st_size
-        if not stat.S_ISREG(status.st_mode):
-            self.close()
-            raise InputError("is not a regular file", file=path)
-
-    def read_into(self, out: memoryview, offset: int) -> None:
-        """Fill out with the bytes at offset, from any thread; raises DiskError, also where the file ends first."""
-        pread_into(self._fd, out, offset, file=self.path)
-
-    def read(self, nbytes: int, offset: int = 0) -> bytearray:
-        """The nbytes at offset; raises DiskError."""
-        data = bytearray(nbytes)
-        self.read_into(memoryview(data), offset)
-        return data
-
-    def close(self) -> None:
-        """Close the file; no thread may be reading it. Closing twice is allowed."""
-        if self._fd >= 0:
-            fd, self._fd = self._fd, -1
-            os.close(fd)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-# ---- writing
-
-
 def _pwrite_seek(fd: int, data: memoryview, offset: int) -> int:
     """One positioned write where the system has none."""
-    with _seek_lock:
+    with seek_lock:
         os.lseek(fd, offset, os.SEEK_SET)
         return os.write(fd, data)
 
@@ -182,10 +44,10 @@ def pwrite_all(fd: int, data: bytes | bytearray | memoryview, offset: int, *, fi
     file    the name to put into an error
     raises  DiskError  the disk is full, a limit is reached, or the write fails
     """
-    rest = _as_bytes(data)
+    rest = as_bytes(data)
     while rest:
         try:
-            n = _pwrite(fd, rest[:_MAX_CALL_BYTES], offset)
+            n = _pwrite(fd, rest[:MAX_CALL_BYTES], offset)
         except OSError as error:
             raise _write_error(DiskError, "writing failed", error, file=file, offset=offset) from error
         rest, offset = rest[n:], offset + n
@@ -324,7 +186,7 @@ def _refuse_non_file(path: Path) -> None:
     except FileNotFoundError:
         return
     except (OSError, ValueError) as error:
-        raise OutputError(f"cannot be created: {_reason(error)}", file=path) from error
+        raise OutputError(f"cannot be created: {reason(error)}", file=path) from error
     if stat.S_ISDIR(mode):
         raise OutputError("a folder stands in its place", hint="name a file", file=path)
     if not stat.S_ISREG(mode):
@@ -363,7 +225,7 @@ def _lock(fd: int, path: Path) -> None:
         raise BusyError("another run is writing this file", hint=hint, file=path) from None
     except OSError as error:
         if error.errno not in _NOT_OFFERED:
-            raise OutputError(f"cannot be locked: {_reason(error)}", file=path) from error
+            raise OutputError(f"cannot be locked: {reason(error)}", file=path) from error
 
 
 def _still_named(fd: int, path: Path) -> bool:
@@ -391,7 +253,7 @@ def _sync_folder(folder: Path) -> None:
     if not hasattr(os, "O_DIRECTORY"):  # Windows opens no folders
         return
     try:
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | _ALWAYS)
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | ALWAYS)
         try:
             os.fsync(fd)
         finally:
@@ -400,10 +262,6 @@ def _sync_folder(folder: Path) -> None:
         # EACCES: a folder may be open to writing and closed to reading
         if error.errno not in _NOT_OFFERED | {errno.EACCES}:
             raise _write_error(DiskError, "cannot be brought to disk", error, file=folder) from error
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)
 
 
 _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
@@ -421,10 +279,7 @@ def _write_error(
     if error.errno in _FULL | {errno.EIO}:
         kind = DiskError
     hint = "free some space, or write to another disk" if error.errno in _FULL else None
-    return kind(f"{what}: {_reason(error)}", hint=hint, file=file, offset=offset)
-
-
-# ---- the machine
+    return kind(f"{what}: {reason(error)}", hint=hint, file=file, offset=offset)
 
 
 def free_space(folder: PathLike) -> int:
@@ -432,7 +287,7 @@ def free_space(folder: PathLike) -> int:
     try:
         return shutil.disk_usage(folder).free
     except OSError as error:
-        raise OutputError(f"cannot be written to: {_reason(error)}", file=folder) from error
+        raise OutputError(f"cannot be written to: {reason(error)}", file=folder) from error
 
 
 def allocated_bytes(path: Path) -> int:
@@ -449,42 +304,4 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(exist_ok=True)
     except OSError as error:
-        raise OutputError(f"the folder cannot be made: {_reason(error)}", file=path) from error
-
-
-def cpu_name() -> str:
-    """The model of the processor, as the system calls it; its architecture where there is no more to know."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8", errors="replace").splitlines()
-    except OSError:  # not Linux
-        lines = []
-    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(models, "") or platform.processor() or platform.machine()
-
-
-def available_memory() -> int | None:
-    """Bytes of memory that a process can take without another's going to disk; None where the system does not tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text("utf-8").splitlines()
-        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):  # not Linux
-        pass
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # not POSIX, or not this name
-        return None
-
-
-_cpu_limit: int | None = None
-
-
-def cpu_count() -> int:
-    """Processors this process may run on, at least 1; no more than limit_cpus() has left it."""
-    n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(n, _cpu_limit or n)
-
-
-def limit_cpus(n: int) -> None:
-    """Let this process take n processors at most, of those it may run on."""
-    global _cpu_limit
-    _cpu_limit = n
+        raise OutputError(f"the folder cannot be made: {reason(error)}", file=path) from error
