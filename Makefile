@@ -7,7 +7,7 @@
 #   make release   a folder to publish, in OUT: make release SOURCE=my-phi-4 TYPES='Q4_K_M Q8_0' OUT=out
 #   make verify    whether the files in OUT are what SOURCE gives
 #   make ppl       the perplexity regression test on all of its text; PPL=--update records it anew
-#   make release-proof  train adapters of two kinds, release them, and ask llama.cpp: a minute
+#   make release-proof  of the tests, those that train adapters, release them and ask llama.cpp, with their figures
 #   make optimum   the mixes of `sweep --optimize` beside the presets, predicted and measured: most of an hour
 #   make feedback  what error feedback gains in one type at a time: ten minutes
 #   make bench     the speed of the kernels: in C alone, beside ggml's, and beside our floors
@@ -91,7 +91,7 @@ bench: $(VENV)/.built $(VENV)/.complete
 
 .PHONY: release-proof
 release-proof: $(VENV)/.built $(VENV)/.complete $(ENGINE)
-	QUANTKIT_REQUIRE_ENGINE=1 QUANTKIT_RELEASE_PROOF=1 $(BIN)/python -m pytest -rP tests/engine/test_release.py
+	QUANTKIT_REQUIRE_ENGINE=1 $(BIN)/python -m pytest -rP tests/engine/test_release.py
 
 PPL_TYPES := Q8_0 Q6_K Q5_K_M Q4_K_M Q3_K_M Q2_K
 .PHONY: ppl

@@ -1,7 +1,7 @@
 """From training to a published folder: an adapter that PEFT trained, released, and what llama.cpp then says.
 
-Everything is held against PEFT's own merge of the adapter, which transformers runs in float32.  `make test` does so for
-one adapter; `make release-proof` for both.
+Everything is held against PEFT's own merge of the adapter, which transformers runs in float32.  `make release-proof`
+runs these tests alone, and shows their figures.
 """
 
 from __future__ import annotations
@@ -58,12 +58,7 @@ class Made:
         return path
 
 
-needs_time = pytest.mark.skipif(
-    os.environ.get("QUANTKIT_RELEASE_PROOF") != "1", reason="half a minute more: make release-proof"
-)
-
-
-@pytest.fixture(scope="module", params=["fused", pytest.param("split", marks=needs_time)])
+@pytest.fixture(scope="module", params=["fused", "split"])
 def made(request: pytest.FixtureRequest, real_small: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
     """Trained on the names of a Phi-3 or of a Llama; what is released is the Phi-3 with either."""
     folder = tmp_path_factory.mktemp(f"release-{request.param}")
