@@ -3,8 +3,12 @@
     <folder>/blk.0.safetensors, blk.1.safetensors, ...
     NAME              F32 (k (k + 1) / 2,)  of the matrix of that GGUF name with k columns: the rows of the lower
                       triangle, one after another
+    NAME.correction   F16 (n, k), not of every matrix: what is to be added to its weights before they are packed, to
+                      make good for what the matrices before it lost
     metadata          count: tokens that were added up;  text_sha256;  quantkit: its version;
-                      NAME.sha256: of that tensor's bytes
+                      TENSOR.sha256: of the bytes of each tensor
+                      behind packed matrices: recipe, the name of what they were packed by;  types_sha256: of the
+                      lines "<name>  <type>" of all matrices, sorted by name
 
 They are for methods that round one column with an eye to the others.
 """
@@ -13,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,17 +28,31 @@ from quantkit import __version__
 from quantkit.checkpoint.header import TensorInfo, read_header
 from quantkit.errors import FormatError, OutputError, TensorError
 from quantkit.osio import AtomicFile, InputFile
-from quantkit.qtypes import F32
+from quantkit.qtypes import F16, F32, QType
 
 F32Array = npt.NDArray[np.float32]
+F16Array = npt.NDArray[np.float16]
 
 _HINT = "name an empty folder, or remove the files of this one"
 _COLLECT = "collect the second moments with this very model: quantkit imatrix --covariance"
 _LAYER_FILE = re.compile(r"(blk\.([0-9]+))\.safetensors", re.ASCII)
 _IN_A_LAYER = re.compile(r"(blk\.[0-9]+)\..+", re.ASCII | re.DOTALL)
 _COUNT = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)
+_NAME = re.compile(r"[^\x00-\x1f]{1,200}")
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _MIRRORED_AT_ONCE = 1024  # columns; a square of them, 4 MiB, is turned over within the cache
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What the matrices were packed by while moments were collected behind them.
+
+    recipe        its name
+    types_sha256  of the types of all matrices
+    """
+
+    recipe: str
+    types_sha256: str
 
 
 @dataclass(frozen=True)
@@ -43,44 +61,71 @@ class Record:
 
     count        tokens that were added up
     text_sha256  of the text they are of
-    sha256       of the packed triangle's bytes
+    sha256       of the bytes of each of its tensors, by name
+    packed       what the matrices before it were packed by; None where they were as they are
     """
 
     count: int
     text_sha256: str
-    sha256: str
+    sha256: Mapping[str, str]
+    packed: Packed | None
 
 
 @dataclass(frozen=True, eq=False)
-class Moments(Record):
+class Moments:
     """The second moments of what one matrix is multiplied by.
 
-    sums  float32 (k, k), symmetric, finite: x x^T added up over the tokens
+    sums        float32 (k, k), symmetric, finite: x x^T added up over the tokens
+    count       tokens
+    correction  float16 (n, k), finite: what is to be added to the weights; None for nothing
     """
 
     sums: F32Array
+    count: int
+    correction: F16Array | None = None
 
 
-def nbytes(columns: Iterable[int]) -> int:
-    """Bytes of the moments of matrices with so many columns."""
-    return sum(4 * (k * (k + 1) // 2) for k in columns)
+def nbytes(shapes: Iterable[tuple[int, int]], corrected: bool = False) -> int:
+    """Bytes of the moments of matrices of these shapes (n, k), and of their corrections."""
+    return sum(4 * (k * (k + 1) // 2) + 2 * n * k * corrected for n, k in shapes)
 
 
-def write_layer(folder: Path, layer: str, sums: Mapping[str, F32Array], count: int, text_sha256: str) -> None:
+def types_sha256(types: Mapping[str, QType]) -> str:
+    """Of the types of matrices by GGUF name, as a layer's file records it."""
+    return hashlib.sha256("".join(f"{name}  {types[name]}\n" for name in sorted(types)).encode()).hexdigest()
+
+
+def write_layer(
+    folder: Path,
+    layer: str,
+    triangles: Mapping[str, F32Array],
+    count: int,
+    text_sha256: str,
+    corrections: Mapping[str, F16Array] | None = None,
+    packed: Packed | None = None,
+) -> None:
     """Write one layer's file, whole or not at all.
 
-    layer   "blk.0"
-    sums    float32 (k, k), symmetric, by GGUF name
-    raises  OutputError, DiskError
+    layer        "blk.0"
+    triangles    pack() of the sums, by GGUF name
+    corrections  float16 (n, k), by GGUF name
+    packed       as in Record
+    raises       OutputError, DiskError
     """
     from safetensors.numpy import save
 
-    packed = {name: pack(matrix) for name, matrix in sums.items()}
-    digests = {f"{name}.sha256": hashlib.sha256(matrix.data).hexdigest() for name, matrix in packed.items()}
+    tensors: dict[str, npt.NDArray[np.floating]] = dict(triangles)
+    tensors |= {correction_of(name): matrix for name, matrix in (corrections or {}).items()}
+    digests = {f"{name}.sha256": hashlib.sha256(tensor.data).hexdigest() for name, tensor in tensors.items()}
     metadata = {"count": str(count), "text_sha256": text_sha256, "quantkit": __version__} | digests
     with AtomicFile(layer_file(folder, layer)) as out:
-        out.write(save(packed, metadata=metadata), 0)
+        out.write(save(tensors, metadata=metadata | (asdict(packed) if packed else {})), 0)
         out.publish()
+
+
+def correction_of(name: str) -> str:
+    """The name of the correction of a matrix."""
+    return f"{name}.correction"
 
 
 def layer_file(folder: Path, layer: str) -> Path:
@@ -93,11 +138,11 @@ def layers_in(folder: Path) -> list[str]:
     return [match[1] for match in sorted(found, key=lambda match: int(match[2]))]
 
 
-def refuse_others(folder: Path, count: int, text_sha256: str) -> None:
-    """Raise OutputError if folder has a layer's file that is of another text or of another number of tokens."""
+def refuse_others(folder: Path, count: int, text_sha256: str, packed: Packed | None = None) -> None:
+    """Raise OutputError if folder has a layer's file that is of another text, number of tokens, or packing."""
     from safetensors import SafetensorError, safe_open
 
-    wanted = {"count": str(count), "text_sha256": text_sha256}
+    wanted = {"count": str(count), "text_sha256": text_sha256, "types_sha256": packed.types_sha256 if packed else None}
     for layer in layers_in(folder):
         path = layer_file(folder, layer)
         try:
@@ -108,11 +153,11 @@ def refuse_others(folder: Path, count: int, text_sha256: str) -> None:
         for key, value in wanted.items():
             if metadata.get(key) != value:
                 raise OutputError(
-                    "the folder has second moments of another text, or of other windows of it",
+                    "the folder has second moments of another text, other windows of it, or behind other layers",
                     hint=_HINT,
                     file=path,
                     key=key,
-                    expected=value,
+                    expected=value or "nothing",
                     found=metadata.get(key, "nothing"),
                 )
 
@@ -127,6 +172,16 @@ def pack(matrix: F32Array) -> F32Array:
     return packed
 
 
+def unpack(triangle: F32Array, k: int) -> F32Array:
+    """The symmetric matrix (k, k) of a packed triangle."""
+    matrix = np.empty((k, k), np.float32)
+    for row in range(k):
+        first = row * (row + 1) // 2
+        matrix[row, : row + 1] = triangle[first : first + row + 1]
+    _mirror(matrix)
+    return matrix
+
+
 def has_moments(name: str) -> bool:
     """Whether the matrix of a GGUF name has second moments: those of layers do."""
     return _IN_A_LAYER.fullmatch(name) is not None
@@ -138,20 +193,24 @@ def read_record(folder: Path, name: str, n_columns: int) -> Record:
         return _find(file, name, n_columns)[1]
 
 
-def read_moments(folder: Path, name: str, n_columns: int) -> Moments:
-    """Read and check the second moments of one matrix.  It takes the 4 n_columns^2 bytes of the result.
+def read_moments(folder: Path, name: str, shape: tuple[int, int]) -> Moments:
+    """Read and check the second moments of one matrix.  It takes 4 k^2 bytes for k columns, and 2 n k for a correction.
 
-    name       GGUF name
-    n_columns  of the matrix
-    raises     InputError   no such file, or none to be read
-               FormatError  no safetensors file, or what no second moments have: a value that is no finite number, a
-                            negative sum of squares, no count of tokens
-               TensorError  the matrix is not in it, or is of another size
-               DiskError    reading failed
+    name    GGUF name
+    shape   (n, k) of the matrix
+    raises  InputError   no such file, or none to be read
+            FormatError  no safetensors file, or what no second moments have: a value that is no finite number, a
+                         negative sum of squares, no count of tokens
+            TensorError  the matrix is not in it, or is of another size
+            DiskError    reading failed
     """
     with InputFile(_file_of(folder, name)) as file:
-        tensor, record = _find(file, name, n_columns)
-        return Moments(**asdict(record), sums=_read_triangle(file, tensor, n_columns, record.sha256))
+        tensors, record = _find(file, name, shape[1])
+        sums = _read_triangle(file, tensors[name], shape[1], record.sha256[name])
+        correction = tensors.get(correction_of(name))
+        if correction is None:
+            return Moments(sums, record.count)
+        return Moments(sums, record.count, _read_correction(file, correction, shape, record.sha256[correction.name]))
 
 
 def _file_of(folder: Path, name: str) -> Path:
@@ -161,26 +220,30 @@ def _file_of(folder: Path, name: str) -> Path:
     return layer_file(folder, layer[1])
 
 
-def _find(file: InputFile, name: str, k: int) -> tuple[TensorInfo, Record]:
-    """Where the triangle of a matrix with k columns is, and what it is of."""
+def _find(file: InputFile, name: str, k: int) -> tuple[dict[str, TensorInfo], Record]:
+    """The tensors of a matrix with k columns by name, and what they are of."""
     tensors = read_header(file)
     if name not in tensors:
         raise TensorError("no second moments of this matrix", hint=_COLLECT, file=file.path, tensor=name)
-    tensor = tensors[name]
-    if tensor.dtype is not F32 or tensor.shape != (k * (k + 1) // 2,):
+    found = {one: tensors[one] for one in (name, correction_of(name)) if one in tensors}
+    _check_size(file, found[name], F32, (k * (k + 1) // 2,), f"the triangle of {k} columns")
+    return found, _record(file.path, list(found))
+
+
+def _check_size(file: InputFile, tensor: TensorInfo, dtype: QType, shape: tuple[int, ...], what: str) -> None:
+    if tensor.dtype is not dtype or tensor.shape != shape:
         raise TensorError(
             "the second moments are of a matrix of another size",
             hint=_COLLECT,
             file=file.path,
-            tensor=name,
-            expected=f"F32 [{k * (k + 1) // 2}], the triangle of {k} columns",
+            tensor=tensor.name,
+            expected=f"{dtype} {list(shape)}, {what}",
             found=f"{tensor.dtype} {list(tensor.shape)}",
         )
-    return tensor, _record(file.path, name)
 
 
-def _record(path: Path, name: str) -> Record:
-    """What the metadata of a file whose header is sound says of a matrix; raises FormatError."""
+def _record(path: Path, names: Sequence[str]) -> Record:
+    """What the metadata of a file whose header is sound says of these tensors; raises FormatError."""
     from safetensors import safe_open
 
     with safe_open(path, "numpy") as file:
@@ -194,10 +257,15 @@ def _record(path: Path, name: str) -> Record:
             )
         return found
 
+    digest = "64 hexadecimal digits"
+    packed = None
+    if "types_sha256" in metadata:
+        packed = Packed(value("recipe", _NAME, "a name"), value("types_sha256", _SHA256, digest))
     return Record(
         int(value("count", _COUNT, "a number of tokens")),
-        value("text_sha256", _SHA256, "64 hexadecimal digits"),
-        value(f"{name}.sha256", _SHA256, "64 hexadecimal digits"),
+        value("text_sha256", _SHA256, digest),
+        {name: value(f"{name}.sha256", _SHA256, digest) for name in names},
+        packed,
     )
 
 
@@ -211,27 +279,52 @@ def _read_triangle(file: InputFile, tensor: TensorInfo, k: int, sha256: str) -> 
         digest.update(values.data)
         if not np.isfinite(values).all() or values[row] < 0:
             wrong = row if values[row] < 0 else int(np.isfinite(values).argmin())
-            raise FormatError(
-                "no second moment is such a number",
-                hint=_COLLECT,
-                file=file.path,
-                tensor=tensor.name,
-                row=row,
-                column=wrong,
-                expected="a finite number, on the diagonal at least 0",
-                found=float(values[wrong]),
+            raise _no_such_number(
+                file, tensor, row, wrong, "a finite number, on the diagonal at least 0", values[wrong]
             )
-    if digest.hexdigest() != sha256:
+    _check_digest(file, tensor, digest.hexdigest(), sha256)
+    _mirror(sums)
+    return sums
+
+
+def _read_correction(file: InputFile, tensor: TensorInfo, shape: tuple[int, int], sha256: str) -> F16Array:
+    """A correction (n, k) with that SHA-256."""
+    _check_size(file, tensor, F16, shape, "a number for each weight")
+    values = np.empty(shape, np.float16)
+    file.read_into(values.data.cast("B"), tensor.offset)
+    _check_digest(file, tensor, hashlib.sha256(values.data).hexdigest(), sha256)
+    finite = np.isfinite(values)
+    if not finite.all():
+        row, column = divmod(int(finite.argmin()), shape[1])
+        raise _no_such_number(file, tensor, row, column, "a finite number", values[row, column])
+    return values
+
+
+def _no_such_number(
+    file: InputFile, tensor: TensorInfo, row: int, column: int, expected: str, found: np.floating
+) -> FormatError:
+    return FormatError(
+        "no second moment is such a number",
+        hint=_COLLECT,
+        file=file.path,
+        tensor=tensor.name,
+        row=row,
+        column=column,
+        expected=expected,
+        found=float(found),
+    )
+
+
+def _check_digest(file: InputFile, tensor: TensorInfo, found: str, expected: str) -> None:
+    if found != expected:
         raise FormatError(
             "the second moments are not those that were collected",
             hint=_COLLECT,
             file=file.path,
             tensor=tensor.name,
-            expected=sha256,
-            found=digest.hexdigest(),
+            expected=expected,
+            found=found,
         )
-    _mirror(sums)
-    return sums
 
 
 def _mirror(matrix: F32Array) -> None:

@@ -214,10 +214,11 @@ def make_plan(
         for tensor in tensors
     }
 
-    of_strategy = strategy.check(columns, warn)
+    types = [{t.gguf: recipe.type_of(t.gguf, t.shape, facts) for t in tensors} for recipe in recipes]
+    of_strategy = strategy.check(columns, types, warn)
 
-    def output(recipe: Recipe) -> Output:
-        typed = [(t.gguf, t.shape, recipe.type_of(t.gguf, t.shape, facts)) for t in tensors]
+    def output(recipe: Recipe, types: Mapping[str, QType]) -> Output:
+        typed = [(t.gguf, t.shape, types[t.gguf]) for t in tensors]
         fallen = sum(recipe.wanted(name, shape, facts) is not qtype for name, shape, qtype in typed)
         if fallen:
             warn(f"{recipe.name}: {fallen} tensors get a fallback type, as their rows do not divide into its blocks")
@@ -236,7 +237,7 @@ def make_plan(
         )
         return Output(recipe.name, _split(overridden(fields, overrides or {}), typed, split_max_bytes))
 
-    outputs = tuple(output(recipe) for recipe in recipes)
+    outputs = tuple(map(output, recipes, types))
     files = [file for out in outputs for file in out.files]
     targets: dict[str, list[Target]] = {}
     for number, file in enumerate(files):

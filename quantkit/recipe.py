@@ -270,6 +270,12 @@ def choose(types: Sequence[str], recipe: str) -> list[Recipe]:
     return [load(Path(recipe))]
 
 
+def named(recipe: str) -> Recipe:
+    """One recipe: llama.cpp's preset of that name, or that of a TOML file; raises UsageError, RecipeError."""
+    (one,) = choose((), recipe) if recipe.endswith(".toml") else choose((recipe,), "llama.cpp")
+    return one
+
+
 def _files(family: str) -> dict[str, Path]:
     if family not in FAMILIES:
         raise UsageError(f"unknown family of recipes {family!r}", hint=f"families: {', '.join(FAMILIES)}")

@@ -103,7 +103,7 @@ def run(
     def begin(work: Work) -> None:
         """Its slabs hold what was prepared for it, and nothing else does: a factor goes with the last of them."""
         job = work.job
-        matrix = Matrix(job.name, job.n_columns, work.results.keys(), job.importance)
+        matrix = Matrix(job.name, job.n_rows, job.n_columns, work.results.keys(), job.importance)
         prepared = strategy.prepare(matrix, pool, threads)
         for slab in _cut(job, prepared.least_rows):
             running.append((slab, work, pool.submit(_journey, weights, slab, work, prepared.encode, put, scratch)))
@@ -184,7 +184,7 @@ def _read(weights: Weights, slab: Slab, work: Work, rows: Any, scratch: _Scratch
 def _encode(encode: Encode, rows: Any, qtype: QType, out: Any, slab: Slab) -> None:
     """encode, with the file, tensor and true row of a weight that it refuses."""
     try:
-        encode(rows, qtype, out)
+        encode(rows, slab.start, qtype, out)
     except (NotFiniteError, MagnitudeError) as error:
         source, row = slab.job.source_of(slab.start + error.details["row"])
         place = {"file": source.file, "tensor": source.name, "row": row}

@@ -23,12 +23,12 @@ from quantkit import kernels
 from quantkit.errors import FormatError, TensorError, UsageError
 from quantkit.gguf_io import Field, Kind
 from quantkit.kernels.feedback import CODINGS, PANEL, STRIP
-from quantkit.moments import has_moments, read_moments, read_record
+from quantkit.moments import Moments, Packed, has_moments, read_moments, read_record, types_sha256
 from quantkit.qtypes import QType
 
 F32Array = npt.NDArray[np.float32]
 U8Array = npt.NDArray[np.uint8]
-Encode = Callable[[F32Array, QType, U8Array], object]  # (rows, type, out): fills out
+Encode = Callable[[F32Array, int, QType, U8Array], object]  # (rows, number of the first, type, out): fills out
 
 # Second moments say less of a text that the model may meet next than of the one they were collected on. So what they
 # say of two columns together is multiplied by KEPT, and DAMPING times the mean square of all columns is added to each:
@@ -49,6 +49,7 @@ class Matrix:
     """
 
     name: str
+    n_rows: int
     n_columns: int
     types: Collection[QType]
     importance: F32Array | None
@@ -76,11 +77,14 @@ class Strategy(Protocol):
     name: str
     arguments: Sequence[str]
 
-    def check(self, columns: Mapping[str, int], warn: Callable[[str], None]) -> tuple[Field, ...]:
+    def check(
+        self, columns: Mapping[str, int], types: Sequence[Mapping[str, QType]], warn: Callable[[str], None]
+    ) -> tuple[Field, ...]:
         """Look at all inputs before anything is written.
 
         columns  of each matrix, by GGUF name
-        returns  what the files say of them
+        types    of each matrix in each file, by GGUF name
+        returns  what the files say of the inputs
         raises   InputError in its kinds
         """
 
@@ -101,18 +105,23 @@ class Reference:
     name = "reference"
     arguments: Sequence[str] = ()
 
-    def check(self, columns: Mapping[str, int], warn: Callable[[str], None]) -> tuple[Field, ...]:
+    def check(
+        self, columns: Mapping[str, int], types: Sequence[Mapping[str, QType]], warn: Callable[[str], None]
+    ) -> tuple[Field, ...]:
         return ()
 
     def is_large(self, name: str, types: Collection[QType]) -> bool:
         return False
 
     def prepare(self, matrix: Matrix, pool: Executor, threads: int) -> Prepared:
-        return Prepared(lambda rows, qtype, out: kernels.encode(rows, qtype, matrix.importance, out=out))
+        return Prepared(lambda rows, first, qtype, out: kernels.encode(rows, qtype, matrix.importance, out=out))
 
 
 class Feedback:
-    """Error feedback through the second moments in a folder; it holds 4 k^2 bytes for a matrix of k columns."""
+    """Error feedback through the second moments in a folder.
+
+    For a matrix (n, k) it holds 4 k^2 bytes, and 2 n k where the folder has a correction.
+    """
 
     name = "feedback"
 
@@ -120,24 +129,29 @@ class Feedback:
         self._folder = folder
         self.arguments: Sequence[str] = ("--strategy", self.name, "--covariance", str(folder))
 
-    def check(self, columns: Mapping[str, int], warn: Callable[[str], None]) -> tuple[Field, ...]:
+    def check(
+        self, columns: Mapping[str, int], types: Sequence[Mapping[str, QType]], warn: Callable[[str], None]
+    ) -> tuple[Field, ...]:
         records = {name: read_record(self._folder, name, k) for name, k in columns.items() if has_moments(name)}
-        texts = {(record.count, record.text_sha256) for record in records.values()}
-        if len(texts) != 1:
+        runs = {(record.count, record.text_sha256, record.packed) for record in records.values()}
+        if len(runs) != 1:
             raise TensorError(
                 "the second moments are not of one text",
                 hint="collect all of them in one run of quantkit imatrix --covariance",
                 file=self._folder,
-                found=f"{len(texts)} texts",
+                found=f"{len(runs)} texts, or recipes",
             )
-        ((count, text_sha256),) = texts
+        ((count, text_sha256, packed),) = runs
+        if packed is not None:
+            self._check_types(packed, columns, types)
         widest = max(columns[name] for name in records)
         if count < widest:
             warn(
                 f"the second moments are of {count:,} tokens, and of up to {widest:,} columns: with fewer tokens than "
                 "columns they say little of any other text"
             )
-        digests = "".join(f"{record.sha256}  {name}\n" for name, record in sorted(records.items()))
+        tensors = sorted((name, sha256) for record in records.values() for name, sha256 in record.sha256.items())
+        digests = "".join(f"{sha256}  {name}\n" for name, sha256 in tensors)
         return (
             Field(COVARIANCE_KEY, Kind.STRING, hashlib.sha256(digests.encode()).hexdigest()),
             Field("quantkit.covariance.text_sha256", Kind.STRING, text_sha256),
@@ -150,23 +164,47 @@ class Feedback:
         return has_moments(name) and any(qtype.name in CODINGS for qtype in types)
 
     def prepare(self, matrix: Matrix, pool: Executor, threads: int) -> Prepared:
-        otherwise = REFERENCE.prepare(matrix, pool, threads)
         if not self.is_large(matrix.name, matrix.types):
-            return otherwise
-        moments = read_moments(self._folder, matrix.name, matrix.n_columns)
+            return REFERENCE.prepare(matrix, pool, threads)
+        moments = read_moments(self._folder, matrix.name, (matrix.n_rows, matrix.n_columns))
         try:
-            factor = factorize(moments.sums, moments.count, pool, threads)
+            return fed_back(moments, matrix, pool, threads)
         except FormatError as error:
             details = error.details | {"file": self._folder, "tensor": matrix.name}
             raise FormatError(error.message, hint=error.hint, **details) from None
 
-        def encode(rows: F32Array, qtype: QType, out: U8Array) -> None:
-            if qtype.name in CODINGS:
-                kernels.encode_feedback(rows, qtype, factor.order, factor.matrix, factor.importance, out=out)
-            else:
-                otherwise.encode(rows, qtype, out)
+    def _check_types(self, packed: Packed, columns: Mapping[str, int], types: Sequence[Mapping[str, QType]]) -> None:
+        """Raise TensorError where a file will not be packed by what the corrections were made for."""
+        for one in types:
+            found = types_sha256({name: one[name] for name in columns})
+            if found != packed.types_sha256:
+                raise TensorError(
+                    "the second moments were collected behind matrices of other types",
+                    hint="those of --sequential are for that recipe alone, converted with an importance matrix",
+                    file=self._folder,
+                    expected=f"the types of {packed.recipe}, sha256 {packed.types_sha256[:16]}",
+                    found=f"sha256 {found[:16]}",
+                )
 
-        return Prepared(encode, FEEDBACK_ROWS)
+
+def fed_back(moments: Moments, matrix: Matrix, pool: Executor, threads: int) -> Prepared:
+    """A matrix ready to be packed with error feedback, and in types without codes as by Reference.
+
+    moments  of what it is multiplied by; the sums are overwritten
+    raises   FormatError  as factorize() does
+    """
+    otherwise = REFERENCE.prepare(matrix, pool, threads)
+    factor = factorize(moments.sums, moments.count, pool, threads)
+
+    def encode(rows: F32Array, first: int, qtype: QType, out: U8Array) -> None:
+        if qtype.name not in CODINGS:
+            otherwise.encode(rows, first, qtype, out)
+            return
+        if moments.correction is not None:
+            rows = rows + moments.correction[first : first + len(rows)]
+        kernels.encode_feedback(rows, qtype, factor.order, factor.matrix, factor.importance, out=out)
+
+    return Prepared(encode, FEEDBACK_ROWS)
 
 
 REFERENCE = Reference()

@@ -19,7 +19,7 @@ from quantkit.cli import main
 from quantkit.errors import FormatError, InputError, TensorError, UsageError
 from quantkit.gguf_io import read_gguf
 from quantkit.kernels.feedback import PANEL
-from quantkit.moments import layer_file, write_layer
+from quantkit.moments import layer_file, pack, write_layer
 from quantkit.strategy import DAMPING, KEPT, STRATEGIES, Factor, by_name, factorize
 
 F32 = NDArray[np.float32]
@@ -110,7 +110,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write(folder: Path, i: int, text: str = TEXT, seed: int = 0) -> None:
-    matrices = {f"blk.{i}.{name}.weight": sums(k, i + seed) for name, k in COLUMNS.items()}
+    matrices = {f"blk.{i}.{name}.weight": pack(sums(k, i + seed)) for name, k in COLUMNS.items()}
     write_layer(folder, f"blk.{i}", matrices, TOKENS, text)
 
 
@@ -190,17 +190,17 @@ def test_every_kind_of_preset(source: Path, folder: Path, tmp_path: Path, preset
 def test_what_does_not_fit_is_refused(source: Path, folder: Path, copied: Path, tmp_path: Path) -> None:
     columns = {f"blk.{i}.{name}.weight": k for i in range(2) for name, k in COLUMNS.items()}
     feedback = by_name("feedback", copied)
-    assert len(feedback.check(columns, pytest.fail)) == 5
+    assert len(feedback.check(columns, [], pytest.fail)) == 5
     with pytest.raises(TensorError, match="another size"):
-        feedback.check(columns | {"blk.1.ffn_up.weight": 512}, pytest.fail)
+        feedback.check(columns | {"blk.1.ffn_up.weight": 512}, [], pytest.fail)
     with pytest.raises(TensorError, match="not of one text"):
         write(copied, 1, text="cd" * 32)
-        feedback.check(columns, pytest.fail)
+        feedback.check(columns, [], pytest.fail)
     with pytest.raises(TensorError, match="not of one text"):
-        feedback.check({"output.weight": 256}, pytest.fail)
+        feedback.check({"output.weight": 256}, [], pytest.fail)
     layer_file(copied, "blk.1").unlink()
     with pytest.raises(InputError, match="no such file"):
-        feedback.check(columns, pytest.fail)
+        feedback.check(columns, [], pytest.fail)
     assert "no such file" in run(
         "convert", source, "-t", "Q4_0", "--strategy", "feedback", "--covariance", copied, "-o", tmp_path / "x.gguf",
         exit_code=65,
@@ -221,12 +221,12 @@ def test_moments_that_changed_since_are_refused(source: Path, copied: Path, tmp_
 def test_few_tokens_are_warned_of(folder: Path) -> None:
     said: list[str] = []
     columns = {"blk.0.ffn_down.weight": small.FEED_FORWARD}
-    by_name("feedback", folder).check(columns, said.append)
+    by_name("feedback", folder).check(columns, [], said.append)
     assert said == []
     for i in range(small.LAYERS):
-        matrices = {"blk.0.ffn_down.weight": sums(small.FEED_FORWARD)}
+        matrices = {"blk.0.ffn_down.weight": pack(sums(small.FEED_FORWARD))}
         write_layer(folder.parent, f"blk.{i}", matrices, small.FEED_FORWARD - 1, TEXT)
-    by_name("feedback", folder.parent).check(columns, said.append)
+    by_name("feedback", folder.parent).check(columns, [], said.append)
     assert len(said) == 1
     assert "511 tokens" in said[0]
 

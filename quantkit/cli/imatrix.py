@@ -6,6 +6,7 @@ import json
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from quantkit.cli.lora import as_arguments, lora_option
 from quantkit.cli.measuring import measuring_options
 from quantkit.cli.source import SOURCE
 from quantkit.cli.talk import Talk
-from quantkit.errors import Interrupted, OutputError
+from quantkit.errors import Interrupted, OutputError, UsageError
 from quantkit.osio import AtomicFile, free_space, make_folder, refuse_replacing
 from quantkit.units import size
 
@@ -31,6 +32,12 @@ SCHEMA = {"name": "quantkit.imatrix", "version": 1}
 @lora_option()
 @measuring_options("calibration.txt")
 @click.option("--covariance", type=click.Path(path_type=Path), help="Folder for the whole second moments as well.")
+@click.option(
+    "--sequential",
+    metavar="TYPE|FILE",
+    help="Collect them behind layers packed as by this preset or recipe, with corrections for what these lose.",
+)
+@click.option("--own-text-only", is_flag=True, help="Do not add the shipped texts to yours for --covariance.")
 @click.option("--json", "as_json", is_flag=True, help="The result as JSON on stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress, no talk.")
 def command(
@@ -43,6 +50,8 @@ def command(
     dtype: str,
     device: str,
     covariance: Path | None,
+    sequential: str | None,
+    own_text_only: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -53,43 +62,66 @@ def command(
     \b
     quantkit imatrix my-phi-4 -o my-phi-4.imatrix.gguf
     quantkit convert my-phi-4 -t Q4_K_M --imatrix my-phi-4.imatrix.gguf
+    quantkit imatrix my-phi-4 -o my-phi-4.imatrix.gguf --text ours.txt --covariance moments/ --sequential Q4_K_M
     """
     from quantkit.evaluate import (
         arithmetic,
+        calibration_text,
         collect,
-        moment_columns,
+        collect_sequential,
+        evenly,
+        moment_shapes,
         n_collect_steps,
+        n_sequential_steps,
         open_model,
-        read_text,
+        packed_by,
         sample,
-        shipped,
     )
     from quantkit.imatrix import write_imatrix
     from quantkit.moments import layer_file, nbytes, refuse_others
+    from quantkit.recipe import named
 
     talk = Talk(quiet)
+    _check_options(covariance, sequential, own_text_only, texts)
     how = arithmetic("f32", dtype, device)
-    text = read_text(texts) if texts else shipped("calibration.txt")
+    recipe = named(sequential) if sequential else None
+    mixed = covariance is not None and not own_text_only
+    text = calibration_text(texts, broad=mixed)
     with ExitStack() as stack:
         model = stack.enter_context(open_model(source, talk.warn, lora))
         layers = [layer_file(covariance, f"blk.{i}") for i in range(model.network.layers)] if covariance else []
         refuse_replacing([output, *layers], [*model.files, *map(Path, texts)])
         out = stack.enter_context(AtomicFile(output))
-        chosen = sample([model], text, window, windows)
+        chosen = sample([model], text, window, None if mixed else windows)
+        if mixed and windows is not None:  # some of each text, and not the first alone
+            chosen = evenly(chosen, windows)
         if covariance is not None:
-            _make_room(covariance, nbytes(moment_columns(model)), talk)
-            refuse_others(covariance, chosen.windows.size, text.sha256)
+            packed = packed_by(model, recipe) if recipe else None
+            _make_room(covariance, nbytes(moment_shapes(model), corrected=recipe is not None), talk)
+            refuse_others(covariance, chosen.windows.size, text.sha256, packed)
             stack.enter_context(_saying_what_is_there(covariance))
-        total = n_collect_steps(model, chosen.windows, covariance is not None)
+        total = n_sequential_steps(model) if recipe else n_collect_steps(model, chosen.windows, covariance is not None)
         with talk.progress("collecting", total, of_bytes=False) as progress:
-            sums = collect(
-                model,
-                chosen.windows,
-                how=how,
-                covariance=covariance,
-                text_sha256=text.sha256,
-                progress=lambda: progress(1),
-            )
+            step = partial(progress, 1)
+            if recipe is not None and covariance is not None:
+                sums = collect_sequential(
+                    model,
+                    chosen.windows,
+                    recipe,
+                    how=how,
+                    folder=covariance,
+                    text_sha256=text.sha256,
+                    progress=step,
+                )
+            else:
+                sums = collect(
+                    model,
+                    chosen.windows,
+                    how=how,
+                    covariance=covariance,
+                    text_sha256=text.sha256,
+                    progress=step,
+                )
         write_imatrix(
             out, sums, chunk_count=len(chosen.windows), chunk_size=chosen.windows.shape[1], text_sha256=text.sha256
         )
@@ -103,15 +135,30 @@ def command(
         "window": chosen.windows.shape[1],
         "matrices": len(sums),
         "covariance": str(covariance) if covariance is not None else None,
+        "sequential": recipe.name if recipe is not None else None,
     }
     if as_json:
         click.echo(json.dumps(result, indent=2))
-    convert = ["quantkit", "convert", str(source), *as_arguments(lora), "-t", "Q4_K_M", "--imatrix", str(output)]
+    convert = ["quantkit", "convert", str(source), *as_arguments(lora), *_recipe_arguments(sequential or "Q4_K_M")]
+    convert += ["--imatrix", str(output)]
+    convert += ["--strategy", "feedback", "--covariance", str(covariance)] if covariance is not None else []
     talk.say(
         f"{len(sums)} matrices, {len(chosen.windows)} windows of {chosen.windows.shape[1]} tokens of "
         f"{', '.join(text.names)} (sha256 {text.sha256[:16]})\n"
         f"next: {shlex.join(convert)}"
     )
+
+
+def _check_options(covariance: Path | None, sequential: str | None, own_text_only: bool, texts: Sequence[str]) -> None:
+    if covariance is None and (sequential or own_text_only):
+        raise UsageError("--sequential and --own-text-only are for --covariance DIR")
+    if own_text_only and not texts:
+        raise UsageError("--own-text-only needs a --text")
+
+
+def _recipe_arguments(recipe: str) -> list[str]:
+    """With which convert takes a preset, or a recipe's file."""
+    return ["--recipe" if recipe.endswith(".toml") else "-t", recipe]
 
 
 def _make_room(folder: Path, nbytes: int, talk: Talk) -> None:

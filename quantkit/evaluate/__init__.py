@@ -14,15 +14,16 @@ if missing := [name for name in ("torch", "tokenizers") if find_spec(name) is No
 
 from quantkit.evaluate.activations import Activations
 from quantkit.evaluate.baseline import Baseline, Finding, read_baseline, write_baseline
-from quantkit.evaluate.collect import collect, moment_columns, n_collect_steps
+from quantkit.evaluate.collect import collect, moment_shapes, n_collect_steps
 from quantkit.evaluate.evaluation import Sample, conditions, evaluate, evenly, sample
 from quantkit.evaluate.measure import groups, measure_group, n_group_steps, n_scored, n_steps
 from quantkit.evaluate.model import Model, open_model
 from quantkit.evaluate.network import Arithmetic, arithmetic, use_cpus
 from quantkit.evaluate.probes import measure_probes, n_probe_steps, output_errors
 from quantkit.evaluate.score import Scores
+from quantkit.evaluate.sequential import collect_sequential, n_sequential_steps, packed_by
 from quantkit.evaluate.statistics import summary
-from quantkit.evaluate.text import Text, read_text, shipped
+from quantkit.evaluate.text import Text, calibration_text, read_text, shipped
 
 __all__ = [
     "Activations",
@@ -34,21 +35,25 @@ __all__ = [
     "Scores",
     "Text",
     "arithmetic",
+    "calibration_text",
     "collect",
+    "collect_sequential",
     "conditions",
     "evaluate",
     "evenly",
     "groups",
     "measure_group",
     "measure_probes",
-    "moment_columns",
+    "moment_shapes",
     "n_collect_steps",
     "n_group_steps",
     "n_probe_steps",
     "n_scored",
+    "n_sequential_steps",
     "n_steps",
     "open_model",
     "output_errors",
+    "packed_by",
     "read_baseline",
     "read_text",
     "sample",

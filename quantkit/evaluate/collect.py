@@ -15,7 +15,7 @@ from quantkit.evaluate.measure import groups
 from quantkit.evaluate.model import Model
 from quantkit.evaluate.network import Arithmetic, Weights, run
 from quantkit.imatrix import ColumnSums
-from quantkit.moments import write_layer
+from quantkit.moments import has_moments, pack, write_layer
 
 EXACT = Arithmetic()
 
@@ -37,7 +37,7 @@ def collect(
     text_sha256  kept in those files
     progress     called once for each layer of each group of windows
     """
-    sums = _SquareSums()
+    sums = SquareSums()
     moments = _Moments(covariance, text_sha256) if covariance else None
     observe = _Observer(sums, moments)
     for group in _groups(windows, whole=covariance is not None):
@@ -49,9 +49,9 @@ def collect(
     return sums.by_name
 
 
-def moment_columns(model: Model) -> list[int]:
-    """The columns of each matrix of the layers, whose second moments `covariance` gets."""
-    return [shape[-1] for name, shape in model.tensors.items() if name.startswith("blk.") and len(shape) == 2]
+def moment_shapes(model: Model) -> list[tuple[int, int]]:
+    """The shape (n, k) of each matrix of the layers, whose second moments `covariance` gets."""
+    return [(shape[0], shape[1]) for name, shape in model.tensors.items() if has_moments(name) and len(shape) == 2]
 
 
 def n_collect_steps(weights: Weights, windows: npt.NDArray[np.int64], covariance: bool) -> int:
@@ -64,7 +64,9 @@ def _groups(windows: npt.NDArray[np.int64], whole: bool) -> list[npt.NDArray[np.
     return [windows] if whole else list(groups(windows))
 
 
-class _SquareSums:
+class SquareSums:
+    """The sums of squares of each column of what matrices are multiplied by, by GGUF name."""
+
     def __init__(self) -> None:
         self.by_name: dict[str, ColumnSums] = {}
 
@@ -98,16 +100,16 @@ class _Moments:
 
     def write(self) -> None:
         if self._sums:
-            matrices = {name: sums.cpu().numpy() for name, sums in self._sums.items()}
+            triangles = {name: pack(sums.cpu().numpy()) for name, sums in self._sums.items()}
             (count,) = set(self._counts.values())  # every matrix of a layer has seen every token
-            write_layer(self._folder, self._layer, matrices, count, self._text)
+            write_layer(self._folder, self._layer, triangles, count, self._text)
         self._sums, self._counts = {}, Counter()
 
 
 class _Observer:
     """Hands what a matrix is multiplied by to all that collect it."""
 
-    def __init__(self, sums: _SquareSums, moments: _Moments | None) -> None:
+    def __init__(self, sums: SquareSums, moments: _Moments | None) -> None:
         self._collectors = [collector for collector in (sums, moments) if collector is not None]
 
     def __call__(self, name: str, x: Tensor) -> None:

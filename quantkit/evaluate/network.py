@@ -9,7 +9,7 @@ Every norm is x / rms(x) times a weight, the heads of a query group share a key,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -108,10 +108,10 @@ def run(
     batch = windows_at_once(network, ids.shape[1])
     for i in range(network.layers):
         layers = [Layer(weights, i, how, turn, observe) for weights, turn in zip(models, turns, strict=True)]
-        for layer, x in zip(layers, states, strict=True):
-            layer.attend(x.split(batch))
-        for layer, x, weights in zip(layers, states, models, strict=True):
-            layer.feed_forward(x.split(batch))
+        for half in HALVES.values():
+            for layer, x in zip(layers, states, strict=True):
+                layer.compute(half, x.split(batch))
+        for x, weights in zip(states, models, strict=True):
             check_finite(x, weights, f"blk.{i}")
             progress()
     states.reverse()  # each is let go as soon as its last norm is taken
@@ -186,6 +186,20 @@ def multiplication(matrix: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda x: linear(x.to_mkldnn(), laid_out).to_dense()
 
 
+@dataclass(frozen=True)
+class Half:
+    """Half a layer: x += last(between(first(norm(x)))).
+
+    norm, first, last   names of its vector and its matrices
+    between             of the layer, makes the input of the last of what the first gives
+    """
+
+    norm: str
+    first: str
+    between: Callable[[Layer, Tensor], Tensor]
+    last: str
+
+
 class Layer:
     """One layer. Its halves add what they compute to x, parts of (windows, positions, hidden); each loads its matrices
     and lets them go."""
@@ -193,31 +207,42 @@ class Layer:
     def __init__(self, weights: Weights, i: int, how: Arithmetic, turn: Turn, observe: Observer | None = None) -> None:
         self._weights, self._i, self._how, self._turn, self._observe = weights, i, how, turn, observe
 
-    def attend(self, parts: Sequence[Tensor]) -> None:
+    def compute(self, half: Half, parts: Sequence[Tensor]) -> None:
+        first, last = self.matrix(half.first), self.matrix(half.last)
+        for x, normed in zip(parts, self.normed(half, parts), strict=True):
+            x += last(half.between(self, first(normed)))
+
+    def normed(self, half: Half, parts: Iterable[Tensor]) -> Iterator[Tensor]:
+        """What the half's first matrix is given."""
+        vector = _vector(self._weights, self.name(half.norm), self._how)
+        return (_norm(x, vector, self._weights.epsilon) for x in parts)
+
+    def matrix(self, name: str) -> Callable[[Tensor], Tensor]:
+        """The product with a matrix of this layer."""
+        return _Matrix(self._weights, self.name(name), self._how, self._observe)
+
+    def name(self, name: str) -> str:
+        """In GGUF."""
+        return f"blk.{self._i}.{name}.weight"
+
+    def attention(self, qkv: Tensor) -> Tensor:
         network = self._weights.network
-        norm, qkv, output = self._vector("attn_norm"), self._matrix("attn_qkv"), self._matrix("attn_output")
         heads = (network.heads, network.kv_heads, network.kv_heads)
-        for x in parts:
-            split = qkv(self._norm(x, norm)).unflatten(-1, (sum(heads), network.head_width))
-            query, key, value = split.transpose(1, 2).split(heads, dim=1)  # (windows, heads, positions, head_width)
-            query, key = self._turn(query), self._turn(key)
-            seen = scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=network.n_gqa > 1)
-            x += output(seen.transpose(1, 2).flatten(-2))
+        split = qkv.unflatten(-1, (sum(heads), network.head_width))
+        query, key, value = split.transpose(1, 2).split(heads, dim=1)  # (windows, heads, positions, head_width)
+        query, key = self._turn(query), self._turn(key)
+        seen = scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=network.n_gqa > 1)
+        return seen.transpose(1, 2).flatten(-2)
 
-    def feed_forward(self, parts: Sequence[Tensor]) -> None:
-        norm, gate_up, down = self._vector("ffn_norm"), self._matrix("ffn_up"), self._matrix("ffn_down")
-        for x in parts:
-            gate, up = gate_up(self._norm(x, norm)).chunk(2, dim=-1)
-            x += down(silu(gate) * up)
+    def gated(self, gate_up: Tensor) -> Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        return silu(gate) * up
 
-    def _matrix(self, name: str) -> _Matrix:
-        return _Matrix(self._weights, f"blk.{self._i}.{name}.weight", self._how, self._observe)
 
-    def _vector(self, name: str) -> Tensor:
-        return _vector(self._weights, f"blk.{self._i}.{name}.weight", self._how)
-
-    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        return _norm(x, weight, self._weights.epsilon)
+HALVES = {
+    "attn": Half("attn_norm", "attn_qkv", Layer.attention, "attn_output"),
+    "ffn": Half("ffn_norm", "ffn_up", Layer.gated, "ffn_down"),
+}
 
 
 class Turn:

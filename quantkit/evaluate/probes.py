@@ -20,6 +20,7 @@ from torch import Tensor
 from quantkit.arch import EMBEDDING, Network
 from quantkit.evaluate.measure import n_group_steps, n_scored
 from quantkit.evaluate.network import (
+    HALVES,
     Arithmetic,
     Layer,
     Turn,
@@ -31,8 +32,6 @@ from quantkit.evaluate.network import (
     windows_at_once,
 )
 from quantkit.evaluate.score import SLAB_TOKENS, Scores, score
-
-HALVES = {"attn": Layer.attend, "ffn": Layer.feed_forward}
 
 
 class Probe(Weights, Protocol):
@@ -62,12 +61,12 @@ def measure_probes(
         own = embedded(base, windows, how)
         states = {probe: embedded(probe, windows, how) for probe in probes if probe.tensor == EMBEDDING}
         for i in range(base.network.layers):
-            for half, compute in HALVES.items():
-                begun = {probe: own.clone() for probe in probes if probe.tensor.startswith(f"blk.{i}.{half}_")}
+            for prefix, half in HALVES.items():
+                begun = {probe: own.clone() for probe in probes if probe.tensor.startswith(f"blk.{i}.{prefix}_")}
                 for probe, x in begun.items():
-                    compute(Layer(probe, i, how, turn), x.split(size))
+                    Layer(probe, i, how, turn).compute(half, x.split(size))
                 every = [own, *states.values()]
-                compute(Layer(base, i, how, turn), [*chain.from_iterable(x.split(size) for x in every)])
+                Layer(base, i, how, turn).compute(half, [*chain.from_iterable(x.split(size) for x in every)])
                 states |= begun
             for x in (own, *states.values()):
                 check_finite(x, base, f"blk.{i}")
@@ -118,8 +117,8 @@ def output_errors(
             for model, errors in zip(models, found, strict=True):
                 errors[EMBEDDING] = _squares(own - embedded(model, windows, how))
         for i in range(network.layers):
-            for compute in HALVES.values():
-                compute(Layer(base, i, how, turn, observe), own.split(size))
+            for half in HALVES.values():
+                Layer(base, i, how, turn, observe).compute(half, own.split(size))
                 for name, inputs in seen.items():
                     add(name, inputs)
                 seen.clear()

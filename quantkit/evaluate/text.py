@@ -17,6 +17,7 @@ from quantkit.errors import FormatError, InputError, UsageError
 from quantkit.osio import InputFile, is_file
 
 SHIPPED = Path(__file__).parents[1] / "data"
+CALIBRATION = ("calibration.txt", "broad.txt")
 BETWEEN_FILES = "\n\n"
 
 _HUB = "hub:"
@@ -54,8 +55,17 @@ def read_text(places: Sequence[str]) -> Text:
 
 
 def shipped(name: str) -> Text:
-    """A text that comes with quantkit, "eval.txt" or "calibration.txt"; it never changes under a version."""
+    """A text that comes with quantkit, "eval.txt" or one of CALIBRATION; it never changes under a version."""
     return read_text([str(SHIPPED / name)])
+
+
+def calibration_text(places: Sequence[str], *, broad: bool) -> Text:
+    """What to collect from: the texts at places, as read_text() takes them; where there are none, calibration.txt.
+
+    broad   for second moments, which need more and more varied text than importance: all of CALIBRATION in any case
+    """
+    ours = CALIBRATION if broad else () if places else CALIBRATION[:1]
+    return read_text([*places, *(str(SHIPPED / name) for name in ours)])
 
 
 def _find(place: str) -> tuple[Path, str]:

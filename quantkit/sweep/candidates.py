@@ -10,6 +10,7 @@ for.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
@@ -93,11 +94,11 @@ class Base(_Weights):
     def _packed(self, name: str, qtype: QType, rows: F32Array, place: Callable[[int], int]) -> U8Array:
         if (name, qtype) not in self._blocks:
             blocks = np.empty((len(rows), qtype.row_bytes(rows.shape[1])), np.uint8)
-            prepared = self._prepare(name, qtype, rows.shape[1])
+            prepared = self._prepare(name, qtype)
 
             def encode(some: slice) -> None:
                 try:
-                    prepared.encode(rows[some], qtype, blocks[some])
+                    prepared.encode(rows[some], place(some.start), qtype, blocks[some])
                 except (NotFiniteError, MagnitudeError) as error:
                     row = place(some.start + error.details["row"])
                     found = error.details | {"file": self.path, "tensor": name, "row": row}
@@ -107,12 +108,13 @@ class Base(_Weights):
             self._blocks[name, qtype] = blocks
         return self._blocks[name, qtype]
 
-    def _prepare(self, name: str, qtype: QType, n_columns: int) -> Prepared:
+    def _prepare(self, name: str, qtype: QType) -> Prepared:
         """A matrix ready to be packed into a type: a factor is made once for all types that need one."""
         kind = name, self._strategy.is_large(name, [qtype])
         if kind not in self._prepared:
             threads = cpu_count()
-            matrix = Matrix(name, n_columns, [qtype], self._importance.get(name))
+            *n_rows, n_columns = self._model.tensors[name]
+            matrix = Matrix(name, math.prod(n_rows), n_columns, [qtype], self._importance.get(name))
             with ThreadPoolExecutor(threads) as pool:
                 self._prepared[kind] = self._strategy.prepare(matrix, pool, threads)
         return self._prepared[kind]

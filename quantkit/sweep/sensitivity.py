@@ -95,7 +95,8 @@ class Survey:
         windows = self._measured.sample.windows.shape
         at_once = min(PROBES_AT_ONCE, len(self._probed))
         every = [self._uniform(qtype) for qtype in self._errors]
-        return memory_bytes(self._measured.model, [*every, *[every[0]] * max(0, at_once - len(every))], windows)
+        side_by_side = [*every, *[every[0]] * max(0, at_once - len(every))]
+        return memory_bytes(self._measured.model, side_by_side, windows, self._measured.strategy)
 
     def measure(self, progress: Callable[[], None] = lambda: None) -> None:
         """Make what is missing, and keep each as it is made.
@@ -103,7 +104,7 @@ class Survey:
         raises  Paused  KeyboardInterrupt came
                 NotFiniteError, MagnitudeError, OutputError, DiskError: as Measurements.measure()
         """
-        base = Base(self._measured.model, self._measured.importance)
+        base = Base(self._measured.model, self._measured.importance, self._measured.strategy)
         try:
             self._measure_errors(base, progress)
             missing = self._missing_probes()
@@ -164,6 +165,7 @@ class Survey:
             "network_sha256": measured.model.network_sha256,
             "device": measured.how.device,
             "imatrix_sha256": measured.imatrix_sha256,
+            **({"strategy": measured.recorded} if measured.recorded else {}),
             **of,
         }
 

@@ -20,6 +20,12 @@ from quantkit.units import size
 
 QUICK = ("--window", "32", "--windows", "4")
 MATRICES = 4 * small.LAYERS + 1
+SHAPES = [
+    ((small.HEADS + 2 * small.KV_HEADS) * small.HIDDEN // small.HEADS, small.HIDDEN),
+    (small.HIDDEN, small.HIDDEN),
+    (2 * small.FEED_FORWARD, small.HIDDEN),
+    (small.HIDDEN, small.FEED_FORWARD),
+]
 
 
 @pytest.fixture(scope="module")
@@ -67,10 +73,45 @@ def test_second_moments_and_their_size(source: Path, tmp_path: Path, capsys: pyt
     folder = tmp_path / "moments"
     code, _, err = run(capsys, "imatrix", source, "-o", tmp_path / "a.gguf", *QUICK, "--covariance", folder)
     assert code == 0, err
-    nbytes = small.LAYERS * moments.nbytes([small.HIDDEN] * 3 + [small.FEED_FORWARD])
+    nbytes = small.LAYERS * moments.nbytes(SHAPES)
     assert err.startswith(f"the second moments take {size(nbytes)} in {folder}\n")
+    assert "of calibration.txt, broad.txt" in err
+    assert f"--strategy feedback --covariance {folder}" in err
     written = sum(path.stat().st_size for path in folder.iterdir())
     assert nbytes < written < nbytes + 10_000
+
+
+def test_moments_behind_packed_layers(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command that is named next takes them; another type is refused."""
+    folder, imatrix = tmp_path / "moments", tmp_path / "a.gguf"
+    command = ("imatrix", source, "-o", imatrix, *QUICK, "--covariance", folder, "--json", "--sequential", "Q3_K_M")
+    code, out, err = run(capsys, *command)
+    assert code == 0, err
+    assert json.loads(out)["sequential"] == "Q3_K_M"
+    nbytes = small.LAYERS * moments.nbytes(SHAPES, corrected=True)
+    assert err.startswith(f"the second moments take {size(nbytes)} in {folder}\n")
+    following = shlex.split(err.rpartition("next: quantkit ")[2])
+    assert following[:4] == ["convert", str(source), "-t", "Q3_K_M"]
+    assert run(capsys, *following, "-o", tmp_path / "b.gguf")[0] == 0
+    given = ("--source", source, "--imatrix", imatrix, "--covariance", folder)
+    assert run(capsys, "verify", tmp_path / "b.gguf", *given)[0] == 0
+    following[3] = "Q4_K_M"
+    code, _, err = run(capsys, *following, "-o", tmp_path / "c.gguf")
+    assert code == 65 and "the types of Q3_K_M" in err
+    code, _, err = run(capsys, *command[:-1], "Q4_K_M")
+    assert code == 73 and "key types_sha256" in err
+
+
+def test_own_text_alone(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("the hen and the egg. " * 200)
+    command = ("imatrix", source, "-o", tmp_path / "a.gguf", "--window", 32, "--windows", 6, "--json", "-q")
+    code, out, _ = run(capsys, *command, "--covariance", tmp_path / "m", "--text", text)
+    mixed = json.loads(out)
+    assert (code, mixed["text"]) == (0, ["text.txt", "calibration.txt", "broad.txt"])
+    assert (mixed["windows"], mixed["sequential"]) == (6, None)
+    code, out, _ = run(capsys, *command, "--covariance", tmp_path / "n", "--text", text, "--own-text-only")
+    assert (code, json.loads(out)["text"]) == (0, ["text.txt"])
 
 
 def test_moments_without_room_are_refused_first(
@@ -155,6 +196,13 @@ CODES = {
     "no source": (["TMP/none", "-o", "TMP/a.gguf"], 65, "none"),
     "no folder": (["SOURCE", "-o", "TMP/none/a.gguf"], 73, "none"),
     "a folder in its place": (["SOURCE", "-o", "TMP"], 73, "a folder stands in its place"),
+    "sequential without a folder": (["SOURCE", "-o", "TMP/a.gguf", "--sequential", "Q4_K"], 2, "for --covariance DIR"),
+    "own text of none": (
+        ["SOURCE", "-o", "TMP/a.gguf", "--covariance", "TMP/m", "--own-text-only"],
+        2,
+        "needs a --text",
+    ),
+    "no such preset": (["SOURCE", "-o", "TMP/a.gguf", "--covariance", "TMP/m", "--sequential", "Q9"], 2, "Q9"),
     "too large a window": (["SOURCE", "-o", "TMP/a.gguf", "--window", "4096"], 2, "at most 2048"),
 }
 

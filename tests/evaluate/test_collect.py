@@ -16,7 +16,7 @@ from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from quantkit import moments
-from quantkit.evaluate import Model, collect, moment_columns, n_collect_steps, network, open_model
+from quantkit.evaluate import Model, collect, moment_shapes, n_collect_steps, network, open_model
 from quantkit.evaluate import measure as measure_module
 from quantkit.imatrix import ColumnSums, read_imatrix, write_imatrix
 from quantkit.osio import AtomicFile
@@ -145,7 +145,7 @@ def test_second_moments_have_the_sums_on_their_diagonal(
                 found.add(name)
                 nbytes += packed.nbytes
     assert found == sums.keys() - {"output.weight"}
-    assert nbytes == moments.nbytes(moment_columns(model))
+    assert nbytes == moments.nbytes(moment_shapes(model))
 
 
 def test_the_file_is_read_by_us_and_by_libgguf(sums: dict[str, ColumnSums], tmp_path: Path) -> None:

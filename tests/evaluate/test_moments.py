@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ def test_the_triangle_is_packed(k: int) -> None:
     symmetric = (symmetric + symmetric.T) / 2
     packed = moments.pack(symmetric)
     assert packed.shape == (k * (k + 1) // 2,)
-    assert packed.nbytes == moments.nbytes([k])
+    assert packed.nbytes == moments.nbytes([(7, k)]) == moments.nbytes([(7, k)], corrected=True) - 2 * 7 * k
+    assert moments.unpack(packed, k).tobytes() == symmetric.tobytes()
     assert np.array_equal(packed, symmetric[np.tril_indices(k)])
 
 
@@ -35,7 +37,7 @@ def test_rows_of_the_triangle_follow_one_another() -> None:
 
 def test_a_layers_file(tmp_path: Path) -> None:
     name = "blk.3.attn_qkv.weight"
-    moments.write_layer(tmp_path, "blk.3", {name: np.eye(3, dtype=np.float32)}, 1024, "ab" * 32)
+    moments.write_layer(tmp_path, "blk.3", {name: moments.pack(np.eye(3, dtype=np.float32))}, 1024, "ab" * 32)
     assert [path.name for path in tmp_path.iterdir()] == ["blk.3.safetensors"]
     with safe_open(tmp_path / "blk.3.safetensors", "numpy") as file:
         assert file.metadata()["count"] == "1024"
@@ -43,8 +45,9 @@ def test_a_layers_file(tmp_path: Path) -> None:
         assert file.get_tensor(name).tolist() == [1, 0, 1, 0, 0, 1]
 
 
-def write(folder: Path, layer: str) -> None:
-    moments.write_layer(folder, layer, {f"{layer}.ffn_up.weight": np.eye(3, dtype=np.float32)}, 64, "ab" * 32)
+def write(folder: Path, layer: str, packed: moments.Packed | None = None) -> None:
+    triangles = {f"{layer}.ffn_up.weight": moments.pack(np.eye(3, dtype=np.float32))}
+    moments.write_layer(folder, layer, triangles, 64, "ab" * 32, packed=packed)
 
 
 def test_layers_are_named_in_the_order_of_their_numbers(tmp_path: Path) -> None:
@@ -70,6 +73,16 @@ def test_moments_of_another_text_are_refused(tmp_path: Path, count: int, text_sh
     assert caught.value.hint
 
 
+def test_moments_behind_other_layers_are_refused(tmp_path: Path) -> None:
+    one, other = moments.Packed("Q4_K_M", "12" * 32), moments.Packed("Q3_K_M", "34" * 32)
+    write(tmp_path, "blk.0", one)
+    moments.refuse_others(tmp_path, 64, "ab" * 32, one)
+    for packed in (other, None):
+        with pytest.raises(OutputError, match="behind other layers") as caught:
+            moments.refuse_others(tmp_path, 64, "ab" * 32, packed)
+        assert caught.value.details["key"] == "types_sha256"
+
+
 def test_what_is_no_moments_is_refused(tmp_path: Path) -> None:
     (tmp_path / "blk.0.safetensors").write_bytes(b"precious")
     with pytest.raises(OutputError, match="cannot be read") as caught:
@@ -80,6 +93,7 @@ def test_what_is_no_moments_is_refused(tmp_path: Path) -> None:
 # ---- reading
 
 NAME = "blk.0.ffn_up.weight"
+CORRECTION = f"{NAME}.correction"
 
 
 def symmetric(k: int) -> np.ndarray:
@@ -91,12 +105,30 @@ def symmetric(k: int) -> np.ndarray:
 @pytest.mark.parametrize("k", [1, 3, 256, 1023, 1024, 1025, 2049])
 def test_what_is_written_is_read(tmp_path: Path, k: int) -> None:
     sums = symmetric(k)
-    moments.write_layer(tmp_path, "blk.0", {"blk.0.attn_qkv.weight": np.eye(2, dtype=np.float32), NAME: sums}, 7, TEXT)
-    found = moments.read_moments(tmp_path, NAME, k)
+    other = {"blk.0.attn_qkv.weight": np.ones(3, np.float32)}
+    moments.write_layer(tmp_path, "blk.0", other | {NAME: moments.pack(sums)}, 7, TEXT)
+    found = moments.read_moments(tmp_path, NAME, (5, k))
     assert found.sums.tobytes() == sums.tobytes()
-    assert (found.count, found.text_sha256) == (7, TEXT)
-    assert moments.read_record(tmp_path, NAME, k) == moments.Record(7, TEXT, found.sha256)
-    assert found.sha256 == hashlib.sha256(moments.pack(sums).tobytes()).hexdigest()
+    assert (found.count, found.correction) == (7, None)
+    sha256 = {NAME: hashlib.sha256(moments.pack(sums).tobytes()).hexdigest()}
+    assert moments.read_record(tmp_path, NAME, k) == moments.Record(7, TEXT, sha256, None)
+
+
+def test_corrections_are_read(tmp_path: Path) -> None:
+    correction = np.arange(-6, 9, dtype=np.float16).reshape(5, 3) / 7
+    packed = moments.Packed("Q4_K_M", "12" * 32)
+    triangles = {NAME: moments.pack(symmetric(3))}
+    moments.write_layer(tmp_path, "blk.0", triangles, 7, TEXT, {NAME: correction}, packed)
+    found = moments.read_moments(tmp_path, NAME, (5, 3)).correction
+    assert found is not None
+    assert found.tobytes() == correction.tobytes()
+    record = moments.read_record(tmp_path, NAME, 3)
+    assert record.packed == packed
+    assert record.sha256.keys() == {NAME, CORRECTION}
+    assert record.sha256[CORRECTION] == hashlib.sha256(correction.tobytes()).hexdigest()
+    with pytest.raises(TensorError, match="another size") as caught:
+        moments.read_moments(tmp_path, NAME, (4, 3))
+    assert caught.value.details["tensor"] == CORRECTION
 
 
 def test_layers_alone_have_moments(tmp_path: Path) -> None:
@@ -104,23 +136,28 @@ def test_layers_alone_have_moments(tmp_path: Path) -> None:
     assert not moments.has_moments("output.weight")
     assert not moments.has_moments("../blk.0.weight")
     with pytest.raises(TensorError, match="layers") as caught:
-        moments.read_moments(tmp_path, "../blk.0.weight", 3)
+        moments.read_moments(tmp_path, "../blk.0.weight", (5, 3))
     assert caught.value.details["tensor"] == "../blk.0.weight"
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    for look in (moments.read_moments, moments.read_record):
+    for look in (partial(moments.read_moments, shape=(5, 3)), partial(moments.read_record, n_columns=3)):
         with pytest.raises(InputError, match="no such file") as caught:
-            look(tmp_path, NAME, 3)
-    assert caught.value.details["file"] == tmp_path / "blk.0.safetensors"
+            look(tmp_path, NAME)
+        assert caught.value.details["file"] == tmp_path / "blk.0.safetensors"
 
 
-def damaged(folder: Path, name: str = NAME, values: object = None, **metadata: str) -> None:
-    """A file of the moments of 3 columns, but for what is given."""
+def damaged(folder: Path, name: str = NAME, values: object = None, correction: object = None, **metadata: str) -> None:
+    """A file of the moments and the correction of a matrix (5, 3), but for what is given."""
     data = np.array([1, 0, 1, 0, 0, 1] if values is None else values, np.float32)
-    sha256 = hashlib.sha256(data).hexdigest()
-    record = {"count": "7", "text_sha256": TEXT, f"{NAME}.sha256": sha256} | metadata
-    save_file({name: data}, folder / "blk.0.safetensors", record)
+    added = np.zeros((5, 3), np.float16) if correction is None else np.array(correction)
+    sha256 = {f"{NAME}.sha256": digest(data), f"{CORRECTION}.sha256": digest(added)}
+    record = {"count": "7", "text_sha256": TEXT, "recipe": "Q4_K", "types_sha256": TEXT} | sha256 | metadata
+    save_file({name: data, CORRECTION: added}, folder / "blk.0.safetensors", record)
+
+
+def digest(data: np.ndarray) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 @pytest.mark.parametrize(
@@ -138,16 +175,23 @@ def damaged(folder: Path, name: str = NAME, values: object = None, **metadata: s
         ({"text_sha256": "ab"}, FormatError, {"key": "text_sha256", "found": "ab"}),
         ({f"{NAME}.sha256": ""}, FormatError, {"key": f"{NAME}.sha256", "found": ""}),
         ({f"{NAME}.sha256": TEXT}, FormatError, {"tensor": NAME, "expected": TEXT}),
+        ({"correction": np.zeros((5, 3), np.float32)}, TensorError, {"tensor": CORRECTION, "found": "F32 [5, 3]"}),
+        ({"correction": np.zeros((3, 5), np.float16)}, TensorError, {"tensor": CORRECTION, "found": "F16 [3, 5]"}),
+        ({"correction": np.full((5, 3), np.inf, np.float16)}, FormatError, {"tensor": CORRECTION, "row": 0}),
+        ({f"{CORRECTION}.sha256": ""}, FormatError, {"key": f"{CORRECTION}.sha256"}),
+        ({f"{CORRECTION}.sha256": TEXT}, FormatError, {"tensor": CORRECTION, "expected": TEXT}),
+        ({"recipe": ""}, FormatError, {"key": "recipe"}),
+        ({"types_sha256": "x"}, FormatError, {"key": "types_sha256", "found": "x"}),
     ],
 )
 def test_what_no_moments_have_is_refused(
     tmp_path: Path, change: dict[str, Any], kind: type[InputError], details: dict[str, object]
 ) -> None:
     damaged(tmp_path)
-    assert moments.read_moments(tmp_path, NAME, 3).sums.tolist() == np.eye(3).tolist()
+    assert moments.read_moments(tmp_path, NAME, (5, 3)).sums.tolist() == np.eye(3).tolist()
     damaged(tmp_path, **change)
     with pytest.raises(kind) as caught:
-        moments.read_moments(tmp_path, NAME, 3)
+        moments.read_moments(tmp_path, NAME, (5, 3))
     assert caught.value.details["file"] == tmp_path / "blk.0.safetensors"
     assert details.items() <= caught.value.details.items()
 
@@ -159,4 +203,4 @@ def test_a_cut_file_is_refused(tmp_path: Path) -> None:
     for n in (0, 7, 40, len(whole) - 1):
         path.write_bytes(whole[:n])
         with pytest.raises(FormatError):
-            moments.read_moments(tmp_path, NAME, 3)
+            moments.read_moments(tmp_path, NAME, (5, 3))

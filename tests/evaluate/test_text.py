@@ -12,12 +12,13 @@ import pytest
 
 from quantkit.errors import FormatError, HubError, InputError, QuantkitError, UsageError
 from quantkit.evaluate import text as text_module
-from quantkit.evaluate.text import read_text, shipped
+from quantkit.evaluate.text import calibration_text, read_text, shipped
 
 # SHA-256 of the shipped texts: figures are compared under a version, so a text never changes under one.
 SHIPPED = {
     "eval.txt": "b23a676041ddb9468ebc046be70840152d2a7cd4c593d51da7f83bc0a38b4703",
     "calibration.txt": "8b1531af358fd1364dec43370ab5809cb24f2cb6dc7c09efbd88a82e178727aa",
+    "broad.txt": "b30b21b1d9e1174e1aa42b3212806652d1b2b6c9ead04eab1c3f453d9723784a",
 }
 LEAST_BYTES = 64 << 10
 SHARED_LINE, SHARED_WINDOW = 40, 60
@@ -159,6 +160,15 @@ def test_shipped_texts_share_nothing() -> None:
     """Else a matrix calibrated on one looks better on the other than it is."""
     for one, other in itertools.combinations(SHIPPED, 2):
         assert shared(shipped(one).text, shipped(other).text) == set()
+
+
+def test_second_moments_are_of_all_texts(tmp_path: Path) -> None:
+    (tmp_path / "own.txt").write_text("the hen and the egg")
+    own = str(tmp_path / "own.txt")
+    assert calibration_text([], broad=False).names == ("calibration.txt",)
+    assert calibration_text([own], broad=False).names == ("own.txt",)
+    assert calibration_text([own], broad=True).names == ("own.txt", "calibration.txt", "broad.txt")
+    assert calibration_text([], broad=True).text.endswith(shipped("broad.txt").text)
 
 
 def test_what_texts_share_is_found() -> None:

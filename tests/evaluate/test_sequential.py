@@ -1,0 +1,166 @@
+"""Moments behind packed layers: what is collected, what it gains, and that convert packs what was foreseen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import small
+import torch
+from numpy.typing import NDArray
+
+from quantkit import kernels, moments
+from quantkit.convert import convert
+from quantkit.errors import TensorError
+from quantkit.evaluate import Arithmetic, Model, collect, collect_sequential, n_sequential_steps, open_model, packed_by
+from quantkit.evaluate.network import run
+from quantkit.evaluate.sequential import RIDGE, STRENGTH
+from quantkit.plan import make_plan
+from quantkit.recipe import Recipe, load, named
+from quantkit.source import open_source
+from quantkit.strategy import by_name
+
+EXACT = Arithmetic()
+TEXT = "ab" * 32
+MIXED = """file_type = 12
+[[rule]]
+match = "blk.0.ffn_down.weight"
+type = "Q8_0"
+[[rule]]
+match = "blk.*"
+type = "Q3_K"
+[[rule]]
+match = "*"
+type = "Q4_0"
+"""
+
+
+@pytest.fixture(scope="module")
+def ids() -> NDArray[np.int64]:
+    return np.random.default_rng(7).integers(0, small.VOCABULARY, (24, 64))
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small.write(tmp_path_factory.mktemp("sequential") / "small")
+
+
+@pytest.fixture(scope="module")
+def model(source: Path) -> Any:
+    with open_model(source, pytest.fail) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    path = tmp_path_factory.mktemp("recipe") / "mixed.toml"
+    path.write_text(MIXED)
+    return load(path)
+
+
+@pytest.fixture(scope="module")
+def folder(model: Model, ids: NDArray[np.int64], recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sequential") / "moments"
+    folder.mkdir()
+    calls: list[None] = []
+    sums = collect_sequential(
+        model, ids, recipe, how=EXACT, folder=folder, text_sha256=TEXT, progress=lambda: calls.append(None)
+    )
+    assert len(calls) == n_sequential_steps(model) == 4 * small.LAYERS
+    plain = collect(model, ids)
+    assert sums.keys() == plain.keys()
+    for name, entry in sums.items():
+        assert entry.count == ids.size
+        assert np.allclose(entry.sums, plain[name].sums, rtol=1e-4), name
+    return folder
+
+
+def converted(source: Path, recipe: Recipe, folder: Path, out: Path) -> Path:
+    with open_source(source) as weights:
+        plan = make_plan(weights, [recipe], strategy=by_name("feedback", folder), warn=lambda text: None)
+        convert(weights, plan, [out])
+    return out
+
+
+def test_convert_packs_what_the_moments_were_collected_behind(
+    source: Path, model: Model, ids: NDArray[np.int64], recipe: Recipe, folder: Path, tmp_path: Path
+) -> None:
+    """The inputs of every matrix of the file are those whose moments there are."""
+    seen: dict[str, list[torch.Tensor]] = {}
+    with (
+        open_model(converted(source, recipe, folder, tmp_path / "a.gguf"), pytest.fail) as made,
+        torch.inference_mode(),
+    ):
+        run([made], ids, EXACT, observe=lambda name, x: seen.setdefault(name, []).append(x))
+    for name, inputs in seen.items():
+        x = torch.cat(inputs)
+        found = moments.read_moments(folder, name, model.tensors[name]).sums  # type: ignore[arg-type]
+        expected = (x.T @ x).numpy()
+        assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max(), name
+
+
+def test_the_correction_is_the_regression(
+    source: Path, model: Model, ids: NDArray[np.int64], recipe: Recipe, folder: Path, tmp_path: Path
+) -> None:
+    """Of what the exact model computes, and of what was lost of the states before, on the inputs that there will be."""
+    streams: list[dict[str, torch.Tensor]] = []
+    with open_model(converted(source, recipe, folder, tmp_path / "a.gguf"), pytest.fail) as made:
+        for one in (model, made):
+            seen: dict[str, list[torch.Tensor]] = {}
+            with torch.inference_mode():
+                run([one], ids, EXACT, observe=lambda name, x, seen=seen: seen.setdefault(name, []).append(x))
+            streams.append({name: torch.cat(inputs).double() for name, inputs in seen.items()})
+        before = [torch.from_numpy(one.embed(ids.reshape(-1))).double() for one in (model, made)]
+    for name, missing in (("attn_qkv", None), ("attn_output", before[0] - before[1])):
+        exact, lossy = (stream[f"blk.0.{name}.weight"] for stream in streams)
+        rows = torch.from_numpy(model.matrix(f"blk.0.{name}.weight")).double()
+        error = (exact - lossy) @ rows.T + (0 if missing is None else missing)
+        moment = lossy.T @ lossy
+        ridge = RIDGE * moment.diagonal().mean() * torch.eye(len(moment))
+        expected = STRENGTH * torch.linalg.solve(moment + ridge, lossy.T @ error).T.numpy()
+        correction = moments.read_moments(folder, f"blk.0.{name}.weight", tuple(rows.shape)).correction  # type: ignore[arg-type]
+        assert correction is not None
+        assert np.abs(correction - expected).max() < 2e-3 * np.abs(expected).max(), name
+
+
+def test_types_without_codes_have_no_correction(model: Model, folder: Path) -> None:
+    shapes = {name: shape for name, shape in model.tensors.items() if moments.has_moments(name) and len(shape) == 2}
+    without = {name for name, (n, k) in shapes.items() if moments.read_moments(folder, name, (n, k)).correction is None}
+    assert without == {"blk.0.ffn_down.weight"}
+
+
+def test_it_loses_less(
+    source: Path, model: Model, ids: NDArray[np.int64], recipe: Recipe, folder: Path, tmp_path: Path
+) -> None:
+    """The states that the head is given are nearer to the model's own than with the moments of the model itself."""
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    collect(model, ids, covariance=plain, text_sha256=TEXT)
+    errors = []
+    with torch.inference_mode():
+        (own,) = run([model], ids, EXACT)
+        for used in (plain, folder):
+            with open_model(converted(source, recipe, used, tmp_path / f"{used.name}.gguf"), pytest.fail) as made:
+                (states,) = run([made], ids, EXACT)
+            errors.append(float((states - own).square().mean()))
+    assert errors[1] < 0.9 * errors[0]
+
+
+def test_other_types_are_refused(source: Path, model: Model, recipe: Recipe, folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(TensorError, match="matrices of other types") as caught:
+        converted(source, named("Q4_0"), folder, tmp_path / "a.gguf")
+    assert "mixed" in str(caught.value.details["expected"])
+    assert not (tmp_path / "a.gguf").exists()
+    assert packed_by(model, recipe) != packed_by(model, named("Q4_0"))
+
+
+@pytest.mark.parametrize("backend", kernels.backends())
+def test_the_correction_is_added_to_each_row(
+    source: Path, recipe: Recipe, folder: Path, tmp_path: Path, backend: str
+) -> None:
+    """Whatever slabs the rows come in, and on every backend."""
+    expected = converted(source, recipe, folder, tmp_path / "a.gguf").read_bytes()
+    with kernels.using(backend):
+        assert converted(source, recipe, folder, tmp_path / "b.gguf").read_bytes() == expected
