@@ -6,7 +6,8 @@
     NAME.correction   F16 (n, k), not of every matrix: what is to be added to its weights before they are packed, to
                       make good for what the matrices before it lost
     metadata          count: tokens that were added up;  text_sha256;  quantkit: its version;
-                      TENSOR.sha256: of the bytes of each tensor
+                      TENSOR.sha256: of the bytes of each tensor;  NAME.kept: what part of the moments beside the
+                      diagonal is likely to hold for another text
                       behind packed matrices: recipe, the name of what they were packed by;  types_sha256: of the
                       lines "<name>  <type>" of all matrices, sorted by name
 
@@ -39,6 +40,7 @@ _LAYER_FILE = re.compile(r"(blk\.([0-9]+))\.safetensors", re.ASCII)
 _IN_A_LAYER = re.compile(r"(blk\.[0-9]+)\..+", re.ASCII | re.DOTALL)
 _COUNT = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)
 _NAME = re.compile(r"[^\x00-\x1f]{1,200}")
+_PART = re.compile(r"0\.[0-9]{1,17}|1\.0", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _MIRRORED_AT_ONCE = 1024  # columns; a square of them, 4 MiB, is turned over within the cache
 
@@ -61,14 +63,30 @@ class Record:
 
     count        tokens that were added up
     text_sha256  of the text they are of
+    kept         what part of the moments beside the diagonal to use, from 0 to 1
     sha256       of the bytes of each of its tensors, by name
     packed       what the matrices before it were packed by; None where they were as they are
     """
 
     count: int
     text_sha256: str
+    kept: float
     sha256: Mapping[str, str]
     packed: Packed | None
+
+
+@dataclass(frozen=True, eq=False)
+class Collected:
+    """What is to be written of one matrix.
+
+    triangle    pack() of the sums
+    kept        as in Record
+    correction  float16 (n, k), or None
+    """
+
+    triangle: F32Array
+    kept: float
+    correction: F16Array | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,11 +95,13 @@ class Moments:
 
     sums        float32 (k, k), symmetric, finite: x x^T added up over the tokens
     count       tokens
+    kept        as in Record
     correction  float16 (n, k), finite: what is to be added to the weights; None for nothing
     """
 
     sums: F32Array
     count: int
+    kept: float
     correction: F16Array | None = None
 
 
@@ -98,26 +118,25 @@ def types_sha256(types: Mapping[str, QType]) -> str:
 def write_layer(
     folder: Path,
     layer: str,
-    triangles: Mapping[str, F32Array],
+    collected: Mapping[str, Collected],
     count: int,
     text_sha256: str,
-    corrections: Mapping[str, F16Array] | None = None,
     packed: Packed | None = None,
 ) -> None:
     """Write one layer's file, whole or not at all.
 
-    layer        "blk.0"
-    triangles    pack() of the sums, by GGUF name
-    corrections  float16 (n, k), by GGUF name
-    packed       as in Record
-    raises       OutputError, DiskError
+    layer      "blk.0"
+    collected  by GGUF name
+    the rest   as in Record
+    raises     OutputError, DiskError
     """
     from safetensors.numpy import save
 
-    tensors: dict[str, npt.NDArray[np.floating]] = dict(triangles)
-    tensors |= {correction_of(name): matrix for name, matrix in (corrections or {}).items()}
-    digests = {f"{name}.sha256": hashlib.sha256(tensor.data).hexdigest() for name, tensor in tensors.items()}
-    metadata = {"count": str(count), "text_sha256": text_sha256, "quantkit": __version__} | digests
+    tensors: dict[str, npt.NDArray[np.floating]] = {name: one.triangle for name, one in collected.items()}
+    tensors |= {correction_of(name): one.correction for name, one in collected.items() if one.correction is not None}
+    metadata = {"count": str(count), "text_sha256": text_sha256, "quantkit": __version__}
+    metadata |= {f"{name}.sha256": hashlib.sha256(tensor.data).hexdigest() for name, tensor in tensors.items()}
+    metadata |= {f"{name}.kept": repr(one.kept) for name, one in collected.items()}
     with AtomicFile(layer_file(folder, layer)) as out:
         out.write(save(tensors, metadata=metadata | (asdict(packed) if packed else {})), 0)
         out.publish()
@@ -209,8 +228,10 @@ def read_moments(folder: Path, name: str, shape: tuple[int, int]) -> Moments:
         sums = _read_triangle(file, tensors[name], shape[1], record.sha256[name])
         correction = tensors.get(correction_of(name))
         if correction is None:
-            return Moments(sums, record.count)
-        return Moments(sums, record.count, _read_correction(file, correction, shape, record.sha256[correction.name]))
+            return Moments(sums, record.count, record.kept)
+        return Moments(
+            sums, record.count, record.kept, _read_correction(file, correction, shape, record.sha256[correction.name])
+        )
 
 
 def _file_of(folder: Path, name: str) -> Path:
@@ -243,7 +264,7 @@ def _check_size(file: InputFile, tensor: TensorInfo, dtype: QType, shape: tuple[
 
 
 def _record(path: Path, names: Sequence[str]) -> Record:
-    """What the metadata of a file whose header is sound says of these tensors; raises FormatError."""
+    """What the metadata of a file whose header is sound says of a matrix and these, its tensors; raises FormatError."""
     from safetensors import safe_open
 
     with safe_open(path, "numpy") as file:
@@ -264,6 +285,7 @@ def _record(path: Path, names: Sequence[str]) -> Record:
     return Record(
         int(value("count", _COUNT, "a number of tokens")),
         value("text_sha256", _SHA256, digest),
+        float(value(f"{names[0]}.kept", _PART, "a number from 0 to 1")),
         {name: value(f"{name}.sha256", _SHA256, digest) for name in names},
         packed,
     )

@@ -30,10 +30,8 @@ F32Array = npt.NDArray[np.float32]
 U8Array = npt.NDArray[np.uint8]
 Encode = Callable[[F32Array, int, QType, U8Array], object]  # (rows, number of the first, type, out): fills out
 
-# Second moments say less of a text that the model may meet next than of the one they were collected on. So what they
-# say of two columns together is multiplied by KEPT, and DAMPING times the mean square of all columns is added to each:
-# no column is then so unimportant that it has to make good for all others.
-KEPT = 0.7
+# Added to the mean square of each column, as a part of that of all columns: no column is then so unimportant that it
+# has to make good for all others.
 DAMPING = 0.03
 STRATEGY_KEY, COVARIANCE_KEY, _COVARIANCE = "quantkit.strategy", "quantkit.covariance.sha256", "quantkit.covariance."
 FEEDBACK_ROWS = 128  # of a slab: for as many rows the C kernel reads the factor once
@@ -151,12 +149,17 @@ class Feedback:
                 "columns they say little of any other text"
             )
         tensors = sorted((name, sha256) for record in records.values() for name, sha256 in record.sha256.items())
-        digests = "".join(f"{sha256}  {name}\n" for name, sha256 in tensors)
+        lines = [f"{sha256}  {name}\n" for name, sha256 in tensors]
+        lines += [f"{record.kept}  {name}\n" for name, record in sorted(records.items())]
         return (
-            Field(COVARIANCE_KEY, Kind.STRING, hashlib.sha256(digests.encode()).hexdigest()),
+            Field(COVARIANCE_KEY, Kind.STRING, hashlib.sha256("".join(lines).encode()).hexdigest()),
             Field("quantkit.covariance.text_sha256", Kind.STRING, text_sha256),
             Field("quantkit.covariance.tokens", Kind.U64, count),
-            Field("quantkit.covariance.kept", Kind.F32, KEPT),
+            Field(
+                "quantkit.covariance.kept",
+                Kind.F32,
+                math.fsum(record.kept for record in records.values()) / len(records),
+            ),
             Field("quantkit.covariance.damping", Kind.F32, DAMPING),
         )
 
@@ -194,7 +197,7 @@ def fed_back(moments: Moments, matrix: Matrix, pool: Executor, threads: int) -> 
     raises   FormatError  as factorize() does
     """
     otherwise = REFERENCE.prepare(matrix, pool, threads)
-    factor = factorize(moments.sums, moments.count, pool, threads)
+    factor = factorize(moments.sums, moments.count, moments.kept, pool, threads)
 
     def encode(rows: F32Array, first: int, qtype: QType, out: U8Array) -> None:
         if qtype.name not in CODINGS:
@@ -245,14 +248,17 @@ class Factor:
     importance: F32Array
 
 
-def factorize(sums: F32Array, count: int, pool: Executor, threads: int) -> Factor:
-    """The factor of second moments, in their place, with DAMPING added and KEPT of what is beside the diagonal.
+def factorize(sums: F32Array, count: int, kept: float, pool: Executor, threads: int) -> Factor:
+    """The factor of second moments, in their place, with DAMPING added and so much kept of what is beside the diagonal.
+
+    Moments say less of a text that the model may meet next than of the one they were collected on.
 
     All is float32 in a fixed order (csrc/factor.h), so that the factor, like the blocks made with it, has the same bits
     on every machine and with any number of threads.
 
     sums     float32 (k, k), symmetric, finite; overwritten
     count    tokens that were added up
+    kept     from 0 to 1
     raises   FormatError  they are no second moments: with all of this they are not positive definite (names the column)
     """
     k = len(sums)
@@ -265,14 +271,14 @@ def factorize(sums: F32Array, count: int, pool: Executor, threads: int) -> Facto
 
     def correlate(panel: slice) -> None:
         rows = sums[columns[panel]][:, columns]
-        rows *= np.float32(KEPT)
+        rows *= np.float32(kept)
         rows /= scale[panel, None]
         rows /= scale
         sums[panel] = rows
 
     _wait(pool.map(correlate, panels))
     np.fill_diagonal(sums, 1)
-    least = (1 - KEPT) / 2  # no eigenvalue of what second moments may be is below 1 - KEPT, but for rounding
+    least = (1 - kept) / 2  # no eigenvalue of what second moments may be is below 1 - kept, but for rounding
     for first in range((k - 1) // STRIP * STRIP, -1, -STRIP):
         column = kernels.factor_rows(sums, first, first, min(STRIP, k - first), least)
         if column >= 0:

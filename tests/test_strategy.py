@@ -19,8 +19,8 @@ from quantkit.cli import main
 from quantkit.errors import FormatError, InputError, TensorError, UsageError
 from quantkit.gguf_io import read_gguf
 from quantkit.kernels.feedback import PANEL
-from quantkit.moments import layer_file, pack, write_layer
-from quantkit.strategy import DAMPING, KEPT, STRATEGIES, Factor, by_name, factorize
+from quantkit.moments import Collected, layer_file, pack, write_layer
+from quantkit.strategy import DAMPING, STRATEGIES, Factor, by_name, factorize
 
 F32 = NDArray[np.float32]
 COLUMNS = {
@@ -31,6 +31,7 @@ COLUMNS = {
 }
 TEXT = "ab" * 32
 TOKENS = 700
+KEPT = 0.7
 
 
 def sums(k: int, seed: int = 0, count: int = TOKENS) -> F32:
@@ -44,7 +45,7 @@ def sums(k: int, seed: int = 0, count: int = TOKENS) -> F32:
 
 def made(matrix: F32, threads: int = 2) -> Factor:
     with ThreadPoolExecutor(threads) as pool:
-        return factorize(matrix.copy(), TOKENS, pool, threads)
+        return factorize(matrix.copy(), TOKENS, KEPT, pool, threads)
 
 
 @pytest.mark.parametrize("k", [32, 256, 416])
@@ -110,7 +111,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write(folder: Path, i: int, text: str = TEXT, seed: int = 0) -> None:
-    matrices = {f"blk.{i}.{name}.weight": pack(sums(k, i + seed)) for name, k in COLUMNS.items()}
+    matrices = {f"blk.{i}.{name}.weight": Collected(pack(sums(k, i + seed)), KEPT) for name, k in COLUMNS.items()}
     write_layer(folder, f"blk.{i}", matrices, TOKENS, text)
 
 
@@ -224,7 +225,7 @@ def test_few_tokens_are_warned_of(folder: Path) -> None:
     by_name("feedback", folder).check(columns, [], said.append)
     assert said == []
     for i in range(small.LAYERS):
-        matrices = {"blk.0.ffn_down.weight": pack(sums(small.FEED_FORWARD))}
+        matrices = {"blk.0.ffn_down.weight": Collected(pack(sums(small.FEED_FORWARD)), KEPT)}
         write_layer(folder.parent, f"blk.{i}", matrices, small.FEED_FORWARD - 1, TEXT)
     by_name("feedback", folder.parent).check(columns, [], said.append)
     assert len(said) == 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,8 +13,10 @@ from torch import Tensor
 from quantkit.evaluate.measure import groups
 from quantkit.evaluate.model import Model
 from quantkit.evaluate.network import Arithmetic, Weights, run
+from quantkit.evaluate.shrinkage import chosen_shrinkage
 from quantkit.imatrix import ColumnSums
-from quantkit.moments import has_moments, pack, write_layer
+from quantkit.moments import Collected, has_moments, pack, write_layer
+from quantkit.strategy import DAMPING
 
 EXACT = Arithmetic()
 
@@ -38,14 +39,14 @@ def collect(
     progress     called once for each layer of each group of windows
     """
     sums = SquareSums()
-    moments = _Moments(covariance, text_sha256) if covariance else None
+    moments = _Moments(covariance, windows.size, text_sha256) if covariance else None
     observe = _Observer(sums, moments)
-    for group in _groups(windows, whole=covariance is not None):
-        with torch.inference_mode():
+    with torch.inference_mode():
+        for group in _groups(windows, whole=covariance is not None):
             (last,) = run([weights], group, how, observe=observe, progress=progress)
             sums.add(weights.head, last.flatten(0, 1))
-    if moments is not None:
-        moments.write()
+        if moments is not None:
+            moments.write()
     return sums.by_name
 
 
@@ -79,31 +80,51 @@ class SquareSums:
         self.by_name[name] = ColumnSums(squares, (before.count if before else 0) + len(x))
 
 
+class Halves:
+    """x x^T added up, of the first half of the tokens and of the second.
+
+    sums  float32 (k, k) each
+    """
+
+    def __init__(self, n_columns: int, n_tokens: int, device: torch.device) -> None:
+        self.sums = (torch.zeros(n_columns, n_columns, device=device), torch.zeros(n_columns, n_columns, device=device))
+        self._n_tokens, self._n_seen = n_tokens, 0
+
+    def add(self, x: Tensor) -> None:
+        """x float32 (tokens, k)."""
+        of_first = max(0, self._n_tokens // 2 - self._n_seen)
+        for sums, some in zip(self.sums, (x[:of_first], x[of_first:]), strict=True):
+            sums.addmm_(some.T, some)
+        self._n_seen += len(x)
+
+    def collected(self) -> Collected:
+        """The sum of both, and what part of it to keep beside the diagonal; the first half's sums are overwritten."""
+        kept = chosen_shrinkage(self.sums, DAMPING)
+        return Collected(pack(self.sums[0].add_(self.sums[1]).cpu().numpy()), kept)
+
+
 class _Moments:
     """The second moments of the layer that is being computed; the layer before is written when the next begins."""
 
-    def __init__(self, folder: Path, text_sha256: str) -> None:
-        self._folder, self._text = folder, text_sha256
+    def __init__(self, folder: Path, n_tokens: int, text_sha256: str) -> None:
+        self._folder, self._n_tokens, self._text = folder, n_tokens, text_sha256
         self._layer = ""
-        self._sums: dict[str, Tensor] = {}
-        self._counts: Counter[str] = Counter()
+        self._halves: dict[str, Halves] = {}
 
     def add(self, name: str, x: Tensor) -> None:
         layer = ".".join(name.split(".")[:2])
         if layer != self._layer:
             self.write()
             self._layer = layer
-        if name not in self._sums:
-            self._sums[name] = torch.zeros(x.shape[1], x.shape[1], device=x.device)
-        self._counts[name] += len(x)
-        self._sums[name].addmm_(x.T, x)
+        if name not in self._halves:
+            self._halves[name] = Halves(x.shape[1], self._n_tokens, x.device)
+        self._halves[name].add(x)
 
     def write(self) -> None:
-        if self._sums:
-            triangles = {name: pack(sums.cpu().numpy()) for name, sums in self._sums.items()}
-            (count,) = set(self._counts.values())  # every matrix of a layer has seen every token
-            write_layer(self._folder, self._layer, triangles, count, self._text)
-        self._sums, self._counts = {}, Counter()
+        if self._halves:
+            collected = {name: halves.collected() for name, halves in self._halves.items()}
+            write_layer(self._folder, self._layer, collected, self._n_tokens, self._text)
+        self._halves = {}
 
 
 class _Observer:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from quantkit import kernels
 from quantkit.arch import EMBEDDING
-from quantkit.evaluate.collect import SquareSums
+from quantkit.evaluate.collect import Halves, SquareSums
 from quantkit.evaluate.model import F32Array, Model
 from quantkit.evaluate.network import (
     HALVES,
@@ -42,7 +43,7 @@ from quantkit.evaluate.network import (
 )
 from quantkit.imatrix import ColumnSums
 from quantkit.kernels.feedback import CODINGS
-from quantkit.moments import F16Array, Moments, Packed, pack, types_sha256, unpack, write_layer
+from quantkit.moments import Collected, F16Array, Moments, Packed, types_sha256, unpack, write_layer
 from quantkit.osio import cpu_count
 from quantkit.qtypes import QType
 from quantkit.recipe import Facts, Recipe
@@ -111,7 +112,7 @@ def collect_sequential(
                 layer.compute(half, exact.split(size), lossy.split(size))
             for x in (exact, lossy):
                 check_finite(x, model, f"blk.{i}")
-            write_layer(folder, f"blk.{i}", layer.triangles, windows.size, text_sha256, layer.corrections, packed)
+            write_layer(folder, f"blk.{i}", layer.collected, windows.size, text_sha256, packed)
         sums.add(model.head, last_states(model, exact, how, slice(None)).flatten(0, 1))
     return sums.by_name
 
@@ -119,7 +120,7 @@ def collect_sequential(
 class _Layer:
     """A layer in both streams.
 
-    triangles, corrections   of the matrices that are done, by GGUF name
+    collected   of the matrices that are done, by GGUF name
     """
 
     def __init__(
@@ -134,8 +135,7 @@ class _Layer:
     ) -> None:
         self._layer, self._model, self._types, self._how, self._pool = layer, model, types, how, pool
         self._sums, self._progress = sums, progress
-        self.triangles: dict[str, F32Array] = {}
-        self.corrections: dict[str, F16Array] = {}
+        self.collected: dict[str, Collected] = {}
 
     def compute(self, half: Half, exact: tuple[Tensor, ...], lossy: tuple[Tensor, ...]) -> None:
         """Add what a half layer computes to the hidden states of each stream, parts of (windows, positions, hidden)."""
@@ -167,7 +167,8 @@ class _Layer:
         name = self._layer.name(which)
         rows = self._model.matrix(name)
         n, k = rows.shape
-        moments = torch.zeros(k, k, device=self._how.device)
+        n_tokens = sum(a.shape[0] * a.shape[1] for a in exact)
+        halves = Halves(k, n_tokens, exact[0].device)
         errors = torch.zeros(n, k, device=self._how.device)
         product = self._product(rows)
         results = []
@@ -177,26 +178,29 @@ class _Layer:
             error = wanted - product(b)
             if missing is not None:
                 error += missing[part]
-            moments.addmm_(b.flatten(0, -2).T, b.flatten(0, -2))
+            halves.add(b.flatten(0, -2))
             errors.addmm_(error.flatten(0, -2).T, b.flatten(0, -2))
             results.append(then(wanted))
         del product
-        n_tokens = sum(a.shape[0] * a.shape[1] for a in exact)
-        unpacked = self._product(self._pack(name, rows, moments, errors, n_tokens))
+        unpacked = self._product(self._pack(name, rows, halves, errors, n_tokens))
         self._progress()
         return results, [then(unpacked(b)) for b in lossy]
 
-    def _pack(self, name: str, rows: F32Array, moments: Tensor, errors: Tensor, n_tokens: int) -> F32Array:
-        """The rows as they will be read back from the file; the triangle and the correction are kept."""
+    def _pack(self, name: str, rows: F32Array, halves: Halves, errors: Tensor, n_tokens: int) -> F32Array:
+        """The rows as they will be read back from the file."""
         n, k = rows.shape
         qtype = self._types[name]
-        triangle = self.triangles[name] = pack(moments.cpu().numpy())
         matrix = Matrix(name, n, k, [qtype], None)
+        found = halves.collected()
         if qtype.name in CODINGS:
-            correction = self.corrections[name] = _correction(moments, errors)
-            prepared = fed_back(Moments(unpack(triangle, k), n_tokens, correction), matrix, self._pool, cpu_count())
+            moments = unpack(found.triangle, k)
+            found = replace(found, correction=_correction(torch.from_numpy(moments).to(errors.device), errors))
+            prepared = fed_back(
+                Moments(moments, n_tokens, found.kept, found.correction), matrix, self._pool, cpu_count()
+            )
         else:
             prepared = REFERENCE.prepare(matrix, self._pool, cpu_count())
+        self.collected[name] = found
 
         def repack(first: int) -> F32Array:
             some = rows[first : first + FEEDBACK_ROWS]

@@ -37,7 +37,7 @@ def test_rows_of_the_triangle_follow_one_another() -> None:
 
 def test_a_layers_file(tmp_path: Path) -> None:
     name = "blk.3.attn_qkv.weight"
-    moments.write_layer(tmp_path, "blk.3", {name: moments.pack(np.eye(3, dtype=np.float32))}, 1024, "ab" * 32)
+    moments.write_layer(tmp_path, "blk.3", {name: collected(np.eye(3, dtype=np.float32))}, 1024, "ab" * 32)
     assert [path.name for path in tmp_path.iterdir()] == ["blk.3.safetensors"]
     with safe_open(tmp_path / "blk.3.safetensors", "numpy") as file:
         assert file.metadata()["count"] == "1024"
@@ -46,8 +46,12 @@ def test_a_layers_file(tmp_path: Path) -> None:
 
 
 def write(folder: Path, layer: str, packed: moments.Packed | None = None) -> None:
-    triangles = {f"{layer}.ffn_up.weight": moments.pack(np.eye(3, dtype=np.float32))}
-    moments.write_layer(folder, layer, triangles, 64, "ab" * 32, packed=packed)
+    one = {f"{layer}.ffn_up.weight": collected(np.eye(3, dtype=np.float32))}
+    moments.write_layer(folder, layer, one, 64, "ab" * 32, packed)
+
+
+def collected(sums: np.ndarray, correction: np.ndarray | None = None) -> moments.Collected:
+    return moments.Collected(moments.pack(sums), 0.7, correction)
 
 
 def test_layers_are_named_in_the_order_of_their_numbers(tmp_path: Path) -> None:
@@ -105,20 +109,19 @@ def symmetric(k: int) -> np.ndarray:
 @pytest.mark.parametrize("k", [1, 3, 256, 1023, 1024, 1025, 2049])
 def test_what_is_written_is_read(tmp_path: Path, k: int) -> None:
     sums = symmetric(k)
-    other = {"blk.0.attn_qkv.weight": np.ones(3, np.float32)}
-    moments.write_layer(tmp_path, "blk.0", other | {NAME: moments.pack(sums)}, 7, TEXT)
+    other = {"blk.0.attn_qkv.weight": collected(np.eye(2, dtype=np.float32))}
+    moments.write_layer(tmp_path, "blk.0", other | {NAME: collected(sums)}, 7, TEXT)
     found = moments.read_moments(tmp_path, NAME, (5, k))
     assert found.sums.tobytes() == sums.tobytes()
-    assert (found.count, found.correction) == (7, None)
+    assert (found.count, found.kept, found.correction) == (7, 0.7, None)
     sha256 = {NAME: hashlib.sha256(moments.pack(sums).tobytes()).hexdigest()}
-    assert moments.read_record(tmp_path, NAME, k) == moments.Record(7, TEXT, sha256, None)
+    assert moments.read_record(tmp_path, NAME, k) == moments.Record(7, TEXT, 0.7, sha256, None)
 
 
 def test_corrections_are_read(tmp_path: Path) -> None:
     correction = np.arange(-6, 9, dtype=np.float16).reshape(5, 3) / 7
     packed = moments.Packed("Q4_K_M", "12" * 32)
-    triangles = {NAME: moments.pack(symmetric(3))}
-    moments.write_layer(tmp_path, "blk.0", triangles, 7, TEXT, {NAME: correction}, packed)
+    moments.write_layer(tmp_path, "blk.0", {NAME: collected(symmetric(3), correction)}, 7, TEXT, packed)
     found = moments.read_moments(tmp_path, NAME, (5, 3)).correction
     assert found is not None
     assert found.tobytes() == correction.tobytes()
@@ -152,7 +155,8 @@ def damaged(folder: Path, name: str = NAME, values: object = None, correction: o
     data = np.array([1, 0, 1, 0, 0, 1] if values is None else values, np.float32)
     added = np.zeros((5, 3), np.float16) if correction is None else np.array(correction)
     sha256 = {f"{NAME}.sha256": digest(data), f"{CORRECTION}.sha256": digest(added)}
-    record = {"count": "7", "text_sha256": TEXT, "recipe": "Q4_K", "types_sha256": TEXT} | sha256 | metadata
+    record = {"count": "7", "text_sha256": TEXT, f"{NAME}.kept": "0.5", "recipe": "Q4_K", "types_sha256": TEXT}
+    record |= sha256 | metadata
     save_file({name: data, CORRECTION: added}, folder / "blk.0.safetensors", record)
 
 
@@ -172,6 +176,7 @@ def digest(data: np.ndarray) -> str:
         ({"count": "0"}, FormatError, {"key": "count", "found": "0"}),
         ({"count": "-7"}, FormatError, {"key": "count", "found": "-7"}),
         ({"count": "9" * 4000}, FormatError, {"key": "count"}),
+        ({f"{NAME}.kept": "1.5"}, FormatError, {"key": f"{NAME}.kept", "found": "1.5"}),
         ({"text_sha256": "ab"}, FormatError, {"key": "text_sha256", "found": "ab"}),
         ({f"{NAME}.sha256": ""}, FormatError, {"key": f"{NAME}.sha256", "found": ""}),
         ({f"{NAME}.sha256": TEXT}, FormatError, {"tensor": NAME, "expected": TEXT}),

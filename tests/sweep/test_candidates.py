@@ -21,7 +21,7 @@ from quantkit.errors import MagnitudeError
 from quantkit.evaluate import Arithmetic, Text, evaluate, measure_group, open_model, sample, score
 from quantkit.gguf_io import read_gguf
 from quantkit.imatrix import read_imatrix
-from quantkit.moments import pack, write_layer
+from quantkit.moments import Collected, pack, write_layer
 from quantkit.plan import make_plan
 from quantkit.recipe import preset
 from quantkit.strategy import by_name
@@ -104,7 +104,11 @@ def test_with_error_feedback_too(
         columns = {name: shape[1] for name, shape in base.tensors.items() if len(shape) == 2}
     for i in range(small.LAYERS):
         x = np.random.default_rng(i).standard_normal((600, max(columns.values()))).astype(np.float32)
-        sums = {name: pack(x[:, :k].T @ x[:, :k]) for name, k in columns.items() if name.startswith(f"blk.{i}.")}
+        sums = {
+            name: Collected(pack(x[:, :k].T @ x[:, :k]), 0.7)
+            for name, k in columns.items()
+            if name.startswith(f"blk.{i}.")
+        }
         write_layer(folder, f"blk.{i}", sums, 600, "ab" * 32)
     strategy = by_name("feedback", folder)
     asked = ask(types=("Q3_K_M", "Q8_0"), imatrix=imatrix, strategy=strategy, vram_bytes=1 << 40)
