@@ -71,7 +71,8 @@ typedef float lane_f __attribute__((vector_size(4 * LANES)));
 typedef int32_t lane_i __attribute__((vector_size(4 * LANES)));
 typedef uint32_t lane_u __attribute__((vector_size(4 * LANES))); /* may be shifted into its highest bit */
 
-INLINE lane_f splat(float x) { return (lane_f){0} + x; }
+/* x - 0 is x for every x, which costs nothing; -0 + 0 is 0. */
+INLINE lane_f splat(float x) { return x - (lane_f){0}; }
 INLINE lane_i splat_i(int32_t x) { return (lane_i){0} + x; }
 INLINE lane_f load(const float *p) {
     lane_f a;

@@ -7,10 +7,14 @@ H = M D M^T, M unit upper triangular and D diagonal, that is
 
 so columns are rounded one after another, each as near as its block allows to what the errors before it make of it
 (LDLQ: Chee et al. 2023, https://arxiv.org/abs/2307.13304; the same as GPTQ: Frantar et al. 2022,
-https://arxiv.org/abs/2210.17323).  The scales of a panel of PANEL columns are found just before it, by the type's own
-encoder from its corrected weights, and then ROUNDS - 1 times anew from what its columns were then asked to be; each row
-keeps the round with the least sum.  Scales stay while columns are rounded, so these may come in any order, and M is in
-that order.
+https://arxiv.org/abs/2210.17323).  The columns of a panel of PANEL are then rounded again in the same order, each as
+near to what makes the panel's part of the sum least while the others stay:
+
+    value_i + sum_{j >= i} D_j miss_j M_ij / C_ii,      miss = corrected - value,      C = M D M^T of the panel.
+
+The scales of a panel are found just before it, by the type's own encoder from its corrected weights, and then
+ROUNDS - 1 times anew from what its columns were last asked to be; each row keeps the round with the least sum.  Scales
+stay while columns are rounded, so these may come in any order, and M is in that order.
 
 csrc/feedback.h, factor.h and product.h say the same in C.  Every sum begins with what is added to and goes on term by
 term in float32, so the bits are the same.
@@ -20,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -43,6 +48,7 @@ from quantkit.kernels.lanes import F32Array, Importance, U8Array, mean_squares, 
 
 PANEL = 256  # columns that are fitted together
 ROUNDS = 3  # times that the scales of a panel are found
+GROUP = 8  # columns whose sums are found together when they are rounded again
 STRIP = 64  # columns of a factor that are found together
 Runs = tuple[F32Array, F32Array]
 
@@ -144,8 +150,8 @@ class _Packed:
     """A panel of n rows, packed once.
 
     packed        uint8 (n, m)
-    asked, error  what each column was asked to be when it was rounded, and weight - value: float32 (n, width), in the
-                  order of rounding
+    asked, error  what each column was asked to be when it was last rounded, and weight - value: float32 (n, width), in
+                  the order of rounding
     loss          float32 (n,): the panel's part of the sum
     """
 
@@ -158,6 +164,27 @@ class _Packed:
         """These rows, and the other's else."""
         pairs = zip(vars(self).values(), vars(other).values(), strict=True)
         return _Packed(*(np.where(rows if mine.ndim == 1 else rows[:, None], mine, its) for mine, its in pairs))
+
+
+@dataclass(frozen=True)
+class _Coded:
+    """Columns while they are coded, in the order of rounding: all float32 (n, width).
+
+    step, offset  of the run of each: its value is step * level - offset
+    asked         what it was asked to be when it was last rounded
+    level         its code, the code of 0 being level 0
+    miss          corrected - value
+    """
+
+    step: F32Array
+    offset: F32Array
+    asked: F32Array
+    level: F32Array
+    miss: F32Array
+
+    @property
+    def value(self) -> F32Array:
+        return self.step * self.level - self.offset
 
 
 @dataclass(frozen=True)
@@ -184,19 +211,63 @@ class _Panel:
             np.repeat(values, self.block // values.shape[1], axis=1).reshape(n, width)
             for values in self.coding.scales(b)
         )
-        codes = b.q.reshape(n, width)
-        asked, error, loss = self.corrected.copy(), np.empty_like(like), np.zeros(n, np.float32)
-        least, most = -self.coding.zero, self.coding.max_code - self.coding.zero
-        for i, column in enumerate(map(int, self.order)):
-            level = nearest(_clamped((asked[:, i] + offset[:, column]) / step[:, column], least, most))
-            level = np.where(step[:, column] == 0, 0, level)  # any code means the same; it passes for that of 0
-            codes[:, column] = level + self.coding.zero
-            value = step[:, column] * level.astype(np.float32) - offset[:, column]
-            miss = asked[:, i] - value
-            error[:, i] = self.weights[:, i] - value
-            loss += self.factor[i, i] * (miss * miss)
-            asked[:, i + 1 :] += error[:, i, None] * self.factor[i, i + 1 :]
-        return _Packed(self.coding.text.pack(b).reshape(n, -1), asked, error, loss)
+        coded = self._rounded(step[:, self.order], offset[:, self.order])
+        self._round_again(coded)
+        b.q.reshape(n, width)[:, self.order] = coded.level + self.coding.zero
+        loss = np.zeros(n, np.float32)
+        for d, miss in zip(self.factor.diagonal(), coded.miss.T, strict=True):
+            loss += d * (miss * miss)
+        return _Packed(self.coding.text.pack(b).reshape(n, -1), coded.asked, self.weights - coded.value, loss)
+
+    def _rounded(self, step: F32Array, offset: F32Array) -> _Coded:
+        """Each column as near as its block allows to what it is asked to be."""
+        coded = _Coded(step, offset, self.corrected.copy(), np.empty_like(step), np.empty_like(step))
+        for i in range(step.shape[1]):
+            level = self._nearest_level((coded.asked[:, i] + offset[:, i]) / step[:, i])
+            coded.level[:, i] = np.where(step[:, i] == 0, 0, level)  # any code means the same; it passes for that of 0
+            value = coded.value[:, i]
+            coded.miss[:, i] = coded.asked[:, i] - value
+            coded.asked[:, i + 1 :] += (self.weights[:, i] - value)[:, None] * self.factor[i, i + 1 :]
+        return coded
+
+    def _round_again(self, coded: _Coded) -> None:
+        """Each column while the others stay."""
+        d = self.factor.diagonal()
+        for first in range(0, len(self.order), GROUP):
+            group = slice(first, first + GROUP)
+            rows, step = self._unit_factor[group], coded.step[:, group]
+            sums = np.zeros_like(step)
+            for j in range(first, len(self.order)):
+                sums += (d[j] * coded.miss[:, j])[:, None] * rows[:, j]
+            for i, curvature in enumerate(self._curvature[group]):
+                inverse = 1 / curvature[i] if curvature[i] > 0 else np.float32(0)
+                level = coded.level[:, first + i]
+                coded.asked[:, first + i] = coded.value[:, first + i] + sums[:, i] * inverse
+                rate = np.where(step[:, i] == 0, np.float32(0), inverse / step[:, i])  # levels for a unit of the sum
+                better = self._nearest_level(level + sums[:, i] * rate)
+                moved = step[:, i] * (better - level)
+                coded.level[:, first + i] = better
+                sums[:, i + 1 :] -= moved[:, None] * curvature[i + 1 :]
+                coded.miss[:, first:] -= moved[:, None] * rows[i, first:]
+
+    def _nearest_level(self, x: F32Array) -> F32Array:
+        """The level nearest to x that the type has, the code of 0 being level 0."""
+        return nearest(_clamped(x, -self.coding.zero, self.coding.max_code - self.coding.zero)).astype(np.float32)
+
+    @cached_property
+    def _unit_factor(self) -> F32Array:
+        """M, float32 (width, width)."""
+        return np.triu(self.factor, 1) + np.eye(len(self.factor), dtype=np.float32)
+
+    @cached_property
+    def _curvature(self) -> F32Array:
+        """Of each column and those of its group their part of C, float32 (width, GROUP)."""
+        found = np.zeros((len(self.factor), GROUP), np.float32)
+        for first in range(0, len(found), GROUP):
+            group = slice(first, first + GROUP)
+            for d, column in zip(self.factor.diagonal()[first:], self._unit_factor[group, first:].T, strict=True):
+                found[group] += (d * column)[:, None] * column
+        return found
 
 
 def _clamped(x: F32Array, low: float, high: float) -> F32Array:
