@@ -12,7 +12,7 @@ from torch import Tensor
 
 from quantkit.evaluate.measure import groups
 from quantkit.evaluate.model import Model
-from quantkit.evaluate.network import Arithmetic, Weights, run
+from quantkit.evaluate.network import Arithmetic, Weights, run, summed_over_tokens
 from quantkit.evaluate.shrinkage import chosen_shrinkage
 from quantkit.imatrix import ColumnSums
 from quantkit.moments import Collected, has_moments, pack, write_layer
@@ -94,7 +94,8 @@ class Halves:
         """x float32 (tokens, k)."""
         of_first = max(0, self._n_tokens // 2 - self._n_seen)
         for sums, some in zip(self.sums, (x[:of_first], x[of_first:]), strict=True):
-            sums.addmm_(some.T, some)
+            if len(some):
+                sums += summed_over_tokens(some, some)
         self._n_seen += len(x)
 
     def collected(self) -> Collected:

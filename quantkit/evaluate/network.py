@@ -186,6 +186,11 @@ def multiplication(matrix: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda x: linear(x.to_mkldnn(), laid_out).to_dense()
 
 
+def summed_over_tokens(a: Tensor, b: Tensor) -> Tensor:
+    """a^T b: float32 (n, k) of (tokens, n) and (tokens, k)."""
+    return multiplication(b.T.contiguous())(a.T.contiguous())
+
+
 @dataclass(frozen=True)
 class Half:
     """Half a layer: x += last(between(first(norm(x)))).

@@ -39,6 +39,7 @@ from quantkit.evaluate.network import (
     embedded,
     last_states,
     multiplication,
+    summed_over_tokens,
     windows_at_once,
 )
 from quantkit.imatrix import ColumnSums
@@ -179,7 +180,7 @@ class _Layer:
             if missing is not None:
                 error += missing[part]
             halves.add(b.flatten(0, -2))
-            errors.addmm_(error.flatten(0, -2).T, b.flatten(0, -2))
+            errors += summed_over_tokens(error.flatten(0, -2), b.flatten(0, -2))
             results.append(then(wanted))
         del product
         unpacked = self._product(self._pack(name, rows, halves, errors, n_tokens))

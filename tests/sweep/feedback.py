@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("source", type=Path)
     parser.add_argument("folder", type=Path, help="for all that comes of it")
     parser.add_argument("--windows", type=int, default=16, help="of each text to measure on, at most")
-    parser.add_argument("--collected", type=int, default=112, help="windows to collect from, at most")
+    parser.add_argument("--collected", type=int, default=64, help="windows to collect from, at most")
     asked = parser.parse_args()
     folder: Path = asked.folder
     folder.mkdir(parents=True, exist_ok=True)
