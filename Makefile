@@ -9,7 +9,7 @@
 #   make ppl       the perplexity regression test on all of its text; PPL=--update records it anew
 #   make release-proof  of the tests, those that train adapters, release them and ask llama.cpp, with their figures
 #   make optimum   the mixes of `sweep --optimize` beside the presets, predicted and measured: most of an hour
-#   make feedback  what error feedback gains in one type at a time: ten minutes
+#   make feedback  what error feedback gains, in one type at a time and together with mixes: an hour
 #   make bench     the speed of the kernels: in C alone, beside ggml's, and beside our floors
 #   make check     ruff, mypy --strict, clang-format
 #   make build     install this checkout, its C kernels built, into .venv

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import small
+import small_moments
 import synthetic_imatrix
 
 from quantkit.checkpoint import open_checkpoint
@@ -59,9 +60,11 @@ def digests(out: Path) -> dict[str, str]:
     return {name: hashlib.sha256((out / f"{name}.gguf").read_bytes()).hexdigest() for name in NAMES}
 
 
-def stop(source: Path, out: Path, sent: signal.Signals = signal.SIGKILL, after: int = 3) -> tuple[int, str]:
+def stop(
+    source: Path, out: Path, *arguments: str, sent: signal.Signals = signal.SIGKILL, after: int = 3
+) -> tuple[int, str]:
     """Run until at least `after` tensors of each file are recorded, then send a signal; exit code and stderr."""
-    process = start(source, out)
+    process = start(source, out, *arguments)
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         if all(len(recorded(out, name)) >= after for name in NAMES):
@@ -116,7 +119,7 @@ def test_killed_at_fifty_random_moments(source: Path, tmp_path: Path, undisturbe
 def test_a_signal_pauses_and_says_how_to_go_on(
     source: Path, tmp_path: Path, undisturbed: dict[str, str], sent: signal.Signals
 ) -> None:
-    code, said = stop(source, tmp_path, sent)
+    code, said = stop(source, tmp_path, sent=sent)
     assert code == 75
     assert "hint: the same command goes on" in said
     done = {name: recorded(tmp_path, name) for name in NAMES}
@@ -134,6 +137,26 @@ def test_what_is_done_is_not_done_again(source: Path, tmp_path: Path, undisturbe
     assert all(tensors.values())
     assert {name: (tmp_path / f"{name}.gguf").stat().st_ino for name in NAMES} == inodes
     assert digests(tmp_path) == undisturbed
+
+
+def test_error_feedback_goes_on_with_the_same_moments_alone(source: Path, tmp_path: Path) -> None:
+    expected, out, moments, others = (tmp_path / name for name in ("expected", "out", "moments", "others"))
+    for folder in (expected, out, moments, others):
+        folder.mkdir()
+    small_moments.write(moments)
+    small_moments.write(others, seed=9)
+    how = ("--strategy", "feedback", "--covariance")
+    finish(source, expected, *how, str(moments))
+    stop(source, out, *how, str(others))
+    finish(source, out, *how, str(moments))
+    assert digests(out) == digests(expected)
+    for name in NAMES:
+        (out / f"{name}.gguf").unlink()
+    stop(source, out, *how, str(moments))
+    inodes = {name: (out / f"{name}.gguf.part").stat().st_ino for name in NAMES}
+    finish(source, out, *how, str(moments))
+    assert {name: (out / f"{name}.gguf").stat().st_ino for name in NAMES} == inodes
+    assert digests(out) == digests(expected)
 
 
 def test_no_resume_starts_over(source: Path, tmp_path: Path, undisturbed: dict[str, str]) -> None:

@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import small
+import small_moments
 from numpy.typing import NDArray
+from small_moments import COLUMNS, KEPT, TEXT, TOKENS, sums, write_one
 
 from quantkit import kernels
 from quantkit.cli import main
@@ -23,24 +25,6 @@ from quantkit.moments import Collected, layer_file, pack, write_layer
 from quantkit.strategy import DAMPING, STRATEGIES, Factor, by_name, factorize
 
 F32 = NDArray[np.float32]
-COLUMNS = {
-    "attn_qkv": small.HIDDEN,
-    "attn_output": small.HIDDEN,
-    "ffn_up": small.HIDDEN,
-    "ffn_down": small.FEED_FORWARD,
-}
-TEXT = "ab" * 32
-TOKENS = 700
-KEPT = 0.7
-
-
-def sums(k: int, seed: int = 0, count: int = TOKENS) -> F32:
-    """What imatrix --covariance adds up: columns that move together, and one that is never anything but 0."""
-    rng = np.random.default_rng([k, seed])
-    x = rng.standard_normal((count, k // 2)) @ rng.standard_normal((k // 2, k)) * np.exp(rng.standard_normal(k))
-    x[:, 5] = 0
-    product = (x.T @ x).astype(np.float32)
-    return np.tril(product) + np.tril(product, -1).T
 
 
 def made(matrix: F32, threads: int = 2) -> Factor:
@@ -105,14 +89,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("strategy") / "moments"
     folder.mkdir()
-    for i in range(small.LAYERS):
-        write(folder, i)
+    small_moments.write(folder)
     return folder
-
-
-def write(folder: Path, i: int, text: str = TEXT, seed: int = 0) -> None:
-    matrices = {f"blk.{i}.{name}.weight": Collected(pack(sums(k, i + seed)), KEPT) for name, k in COLUMNS.items()}
-    write_layer(folder, f"blk.{i}", matrices, TOKENS, text)
 
 
 @pytest.fixture
@@ -163,7 +141,7 @@ def test_a_file_is_made_and_verified(source: Path, folder: Path, tmp_path: Path)
 
 def test_verify_knows_other_moments(source: Path, folder: Path, copied: Path, tmp_path: Path) -> None:
     file = convert(source, folder, tmp_path / "a.gguf")
-    write(copied, 1, seed=9)
+    write_one(copied, 1, seed=9)
     said = run("verify", file, "--source", source, "--covariance", copied, "--json", "-q", exit_code=3)
     found, _ = json.JSONDecoder().raw_decode(said)
     assert not found["equal"]
@@ -195,7 +173,7 @@ def test_what_does_not_fit_is_refused(source: Path, folder: Path, copied: Path, 
     with pytest.raises(TensorError, match="another size"):
         feedback.check(columns | {"blk.1.ffn_up.weight": 512}, [], pytest.fail)
     with pytest.raises(TensorError, match="not of one text"):
-        write(copied, 1, text="cd" * 32)
+        write_one(copied, 1, text="cd" * 32)
         feedback.check(columns, [], pytest.fail)
     with pytest.raises(TensorError, match="not of one text"):
         feedback.check({"output.weight": 256}, [], pytest.fail)

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from quantkit import kernels
 from quantkit.arch import EMBEDDING
+from quantkit.errors import FormatError, MagnitudeError, NotFiniteError
 from quantkit.evaluate.collect import Halves, SquareSums
 from quantkit.evaluate.model import F32Array, Model
 from quantkit.evaluate.network import (
@@ -89,7 +90,7 @@ def collect_sequential(
 ) -> dict[str, ColumnSums]:
     """Write the second moments of each layer of the file that a recipe makes, and corrections, one file a layer.
 
-    All windows run side by side, with the inputs and the outputs of a half layer: of a token of Phi-4 that is 0.4 MB.
+    All windows run side by side, with the inputs and the outputs of a half layer: of a token of Phi-4 that is 0.25 MB.
 
     windows      int64 (n, positions) of tokens; every position counts
     text_sha256  kept in the files
@@ -183,7 +184,12 @@ class _Layer:
             errors += summed_over_tokens(error.flatten(0, -2), b.flatten(0, -2))
             results.append(then(wanted))
         del product
-        unpacked = self._product(self._pack(name, rows, halves, errors, n_tokens))
+        try:
+            packed = self._pack(name, rows, halves, errors, n_tokens)
+        except (FormatError, NotFiniteError, MagnitudeError) as error:
+            details = error.details | {"file": self._model.path, "tensor": name}
+            raise type(error)(error.message, hint=error.hint, **details) from None
+        unpacked = self._product(packed)
         self._progress()
         return results, [then(unpacked(b)) for b in lossy]
 
@@ -219,7 +225,7 @@ class _Layer:
 
 
 def _correction(moments: Tensor, errors: Tensor) -> F16Array:
-    """STRENGTH G (H + RIDGE mean(diag H) I)^-1: float16 (n, k) of H (k, k) and G (n, k); G is overwritten."""
+    """STRENGTH G (H + RIDGE mean(diag H) I)^-1: float16 (n, k) of H (k, k) and G (n, k)."""
     ridge = RIDGE * float(moments.diagonal().mean()) or 1.0
     factor = torch.linalg.cholesky(moments + ridge * torch.eye(len(moments), device=moments.device))
     found = torch.cholesky_solve(errors.T, factor).T * STRENGTH

@@ -17,7 +17,7 @@ def chosen_shrinkage(halves: tuple[Tensor, Tensor], damping: float) -> float:
 
     Error feedback rounds with a factor of shrunk second moments: kept H beside the diagonal and diag H + damping
     mean(diag H) on it, = M D M^T with M unit triangular.  It leaves errors e = u M^-1 of a row, where u are those of
-    plain rounding, taken as independent and equally large in all columns (QuIP, Chee et al. 2023, theorem 1), and e
+    plain rounding, taken as independent and equally large in all columns (as Chee et al. 2023 do for QuIP), and e
     costs e H' e^T on a text with second moments H'.  Here each half is H once and the other H'; the two costs, each as
     a part of what u itself would cost, are multiplied.  Candidates are tried from the greatest on, until one that costs
     less than plain rounding is followed by one that costs more.

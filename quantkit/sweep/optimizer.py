@@ -15,7 +15,7 @@ from quantkit.gguf_io.layout import padded
 from quantkit.memory import is_on_card, memory_use
 from quantkit.osio import AtomicFile
 from quantkit.qtypes import BF16, F16, F32, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0, QType
-from quantkit.recipe import layer_of, load
+from quantkit.recipe import fitting, layer_of, load
 from quantkit.sweep.bounds import OFFERED, Bounds
 from quantkit.sweep.knapsack import Option, Solution, needs_solver, smallest, solve
 from quantkit.sweep.mix import Budget, Mix, Optimized
@@ -47,6 +47,7 @@ class Optimizer:
     n_probes  matrices to probe at most; None for all
     raises    UsageError  highspy is not installed, or the bounds make no sense
               GateError   no mix is small enough
+              TensorError the strategy is for one recipe alone
     """
 
     def __init__(self, sweep: Sweep, bounds: Bounds, n_probes: int | None) -> None:
@@ -55,6 +56,7 @@ class Optimizer:
         tensors = sweep.candidates[0].output.tensors
         self._shapes = {tensor.name: tensor.shape for tensor in tensors if _is_matrix(tensor.name, tensor.shape)}
         self._vectors = {tensor.name: tensor for tensor in tensors if tensor.name not in self._shapes}
+        self._check_strategy()
         self._choices = self._choices_in(bounds)
         self.budgets = [*map(self._checked, self._wanted())]
         measured, window = sweep.measurements, sweep.request.window
@@ -63,6 +65,12 @@ class Optimizer:
         self._reported = measured.on(evenly(measured.sample, max(2, REPORTED_TOKENS // window)))
         types = dict.fromkeys([*OFFERED, *(qtype for _, qtype in bounds.keep)])
         self._survey = Survey(self._tried, self._shapes, list(types), n_probes, sweep.store)
+
+    def _check_strategy(self) -> None:
+        """Raise TensorError where it is for one recipe alone: here every matrix is tried in every type."""
+        columns = {name: shape[-1] for name, shape in self._shapes.items()}
+        types = {name: fitting(PROBED, n_columns) for name, n_columns in columns.items()}
+        self._sweep.request.strategy.check(columns, [types], lambda text: None)
 
     # ---- what is measured
 

@@ -11,6 +11,13 @@ from pathlib import Path
 import pytest
 from engine import Engine, EngineError
 
+from quantkit.checkpoint import open_checkpoint
+from quantkit.convert import convert
+from quantkit.evaluate import collect, evenly, open_model, sample, shipped
+from quantkit.plan import make_plan
+from quantkit.recipe import preset
+from quantkit.strategy import REFERENCE, by_name
+
 Converted = Callable[[Path], dict[str, Path]]
 
 PROMPT = "The capital of France is"
@@ -20,6 +27,24 @@ PROMPT = "The capital of France is"
 def test_trained_weights_know_the_capital(engine: Engine, converted: Converted, real_small: Path, preset: str) -> None:
     engine.load(converted(real_small)[preset])
     assert engine.complete(PROMPT, 4).startswith(" Paris")
+
+
+def test_error_feedback_keeps_what_a_small_type_forgets(engine: Engine, real_small: Path, tmp_path: Path) -> None:
+    """With the moments of a few windows; as llama.cpp packs it without importance, it is lost."""
+    moments = tmp_path / "moments"
+    moments.mkdir()
+    with open_model(real_small, pytest.fail) as model:
+        some = evenly(sample([model], shipped("calibration.txt"), 256, None), 8)
+        collect(model, some.windows, covariance=moments, text_sha256=some.text.sha256)
+    said = {}
+    for strategy in (REFERENCE, by_name("feedback", moments)):
+        with open_checkpoint(real_small) as checkpoint:
+            plan = make_plan(checkpoint, [preset("Q3_K_M")], strategy=strategy, warn=lambda text: None)
+            convert(checkpoint, plan, [tmp_path / f"{strategy.name}.gguf"])
+        engine.load(tmp_path / f"{strategy.name}.gguf")
+        said[strategy.name] = engine.complete(PROMPT, 4)
+    assert said["feedback"].startswith(" Paris")
+    assert not said["reference"].startswith(" Paris")
 
 
 @pytest.mark.parametrize("name", ["phi4_tiny", "phi4_mini_tiny"])

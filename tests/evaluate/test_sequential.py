@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from quantkit import kernels, moments
 from quantkit.convert import convert
-from quantkit.errors import TensorError
+from quantkit.errors import MagnitudeError, NotFiniteError, TensorError
 from quantkit.evaluate import Arithmetic, Model, collect, collect_sequential, n_sequential_steps, open_model, packed_by
 from quantkit.evaluate.network import run
 from quantkit.evaluate.sequential import RIDGE, STRENGTH
@@ -154,6 +154,17 @@ def test_other_types_are_refused(source: Path, model: Model, recipe: Recipe, fol
     assert "mixed" in str(caught.value.details["expected"])
     assert not (tmp_path / "a.gguf").exists()
     assert packed_by(model, recipe) != packed_by(model, named("Q4_0"))
+
+
+def test_what_cannot_be_packed_is_named(source: Path, ids: NDArray[np.int64], recipe: Recipe, tmp_path: Path) -> None:
+    def spoil(tensors: small.Tensors) -> None:
+        tensors["model.layers.1.self_attn.o_proj.weight"][3, 7] = 1e35
+
+    spoilt = small.write(tmp_path / "spoilt", edit_tensors=spoil)
+    with open_model(spoilt, pytest.fail) as model, pytest.raises((NotFiniteError, MagnitudeError)) as caught:
+        collect_sequential(model, ids, recipe, how=EXACT, folder=tmp_path, text_sha256=TEXT)
+    assert caught.value.details["tensor"] == "blk.1.attn_output.weight"
+    assert [path.name for path in tmp_path.glob("blk.*")] == ["blk.0.safetensors"]
 
 
 @pytest.mark.parametrize("backend", kernels.backends())

@@ -8,19 +8,15 @@ from typing import Any
 
 import pytest
 import small
+import small_moments
 import synthetic_imatrix
+from small_moments import COLUMNS
 
 from quantkit.evaluate import Text, measure, shipped
 from quantkit.sweep import Request
 
 VRAM = 3 << 20
 MEMORY = {"ubatch": 64, "overhead_bytes": 0}
-COLUMNS = {
-    "attn_qkv": small.HIDDEN,
-    "attn_output": small.HIDDEN,
-    "ffn_up": small.HIDDEN,
-    "ffn_down": small.FEED_FORWARD,
-}
 
 
 @pytest.fixture(scope="session")
@@ -35,6 +31,13 @@ def imatrix(little: Path) -> Path:
     names = [(f"blk.{i}.{name}.weight", k) for i in range(small.LAYERS) for name, k in COLUMNS.items()]
     synthetic_imatrix.write(path, "gguf", names)
     return path
+
+
+@pytest.fixture(scope="session")
+def moments(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("moments")
+    small_moments.write(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

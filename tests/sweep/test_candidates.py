@@ -21,7 +21,6 @@ from quantkit.errors import MagnitudeError
 from quantkit.evaluate import Arithmetic, Text, evaluate, measure_group, open_model, sample, score
 from quantkit.gguf_io import read_gguf
 from quantkit.imatrix import read_imatrix
-from quantkit.moments import Collected, pack, write_layer
 from quantkit.plan import make_plan
 from quantkit.recipe import preset
 from quantkit.strategy import by_name
@@ -95,22 +94,10 @@ def test_its_figures_are_those_that_eval_has_of_the_file(
 
 @pytest.mark.usefixtures("groups_of_two")
 def test_with_error_feedback_too(
-    ask: Callable[..., Request], little: Path, imatrix: Path, text: Text, tmp_path: Path
+    ask: Callable[..., Request], little: Path, imatrix: Path, moments: Path, text: Text, tmp_path: Path
 ) -> None:
     """Figures are those of the file, and are kept beside the reference's; the file that is picked is that one."""
-    folder = tmp_path / "moments"
-    folder.mkdir()
-    with open_model(little, pytest.fail) as base:
-        columns = {name: shape[1] for name, shape in base.tensors.items() if len(shape) == 2}
-    for i in range(small.LAYERS):
-        x = np.random.default_rng(i).standard_normal((600, max(columns.values()))).astype(np.float32)
-        sums = {
-            name: Collected(pack(x[:, :k].T @ x[:, :k]), 0.7)
-            for name, k in columns.items()
-            if name.startswith(f"blk.{i}.")
-        }
-        write_layer(folder, f"blk.{i}", sums, 600, "ab" * 32)
-    strategy = by_name("feedback", folder)
+    strategy = by_name("feedback", moments)
     asked = ask(types=("Q3_K_M", "Q8_0"), imatrix=imatrix, strategy=strategy, vram_bytes=1 << 40)
     plain = sweep(ask(types=("Q3_K_M", "Q8_0"), imatrix=imatrix, vram_bytes=1 << 40), write=False, warn=pytest.fail)
     report = sweep(asked, warn=pytest.fail)

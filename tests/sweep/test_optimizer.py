@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import small_moments
 
 from quantkit.arch import EMBEDDING
-from quantkit.errors import GateError, Paused, UsageError
+from quantkit.errors import GateError, Paused, TensorError, UsageError
 from quantkit.evaluate import (
     Arithmetic,
     conditions,
@@ -20,12 +21,15 @@ from quantkit.evaluate import (
     measure_probes,
     open_model,
     output_errors,
+    packed_by,
     sample,
     shipped,
 )
 from quantkit.evaluate.network import run
 from quantkit.gguf_io import read_gguf
 from quantkit.qtypes import Q2_K, Q3_K, Q4_0, Q4_K, Q5_1, Q6_K, Q8_0
+from quantkit.recipe import preset
+from quantkit.strategy import REFERENCE, by_name
 from quantkit.sweep import Bounds, Optimizer, Request, Sweep, knapsack, optimize, optimizer, sensitivity, sweep
 from quantkit.sweep.candidates import Base, Candidate, Probe
 
@@ -123,6 +127,30 @@ def test_a_mix_for_each_size(ask: Ask, imatrix: Path, weighted: bool) -> None:
         assert by_name[mix["type"]]["tensor_types"].items() > {n: q.name for n, q in found.types.items()}.items()
     assert described["matrices"].keys() == best.types.keys()
     assert all(matrix["kld"] > 0 and matrix["probe"] == "Q3_K" for matrix in described["matrices"].values())
+
+
+def test_costs_are_those_of_the_strategy(ask: Ask, imatrix: Path, moments: Path, tmp_path: Path) -> None:
+    """Measured anew for it, and kept beside the reference's; moments for one recipe alone are refused."""
+    found = []
+    for strategy in (REFERENCE, by_name("feedback", moments), REFERENCE):
+        asked = ask(types=("Q3_K_M",), imatrix=imatrix, strategy=strategy)
+        with Sweep.open(asked, pytest.fail) as opened:
+            chosen = Optimizer(opened, Bounds(), None)
+            assert (chosen.n_missing == 0) == (len(found) == 2)
+            chosen.measure()
+            found.append(chosen.sensitivity)
+    plain, fed, again = found
+    assert (again.kld, again.errors) == (plain.kld, plain.errors)
+    for name in plain.kld:
+        in_layer = name.startswith("blk.")
+        assert (fed.kld[name] != plain.kld[name]) == in_layer, name
+        assert (fed.errors[name][Q3_K] != plain.errors[name][Q3_K]) == in_layer, name
+        assert fed.errors[name][Q8_0] == plain.errors[name][Q8_0], name
+    with open_model(asked.source, pytest.fail) as model:
+        small_moments.write(tmp_path, packed=packed_by(model, preset("Q3_K_M")))
+    asked = ask(types=("Q3_K_M",), imatrix=imatrix, strategy=by_name("feedback", tmp_path))
+    with Sweep.open(asked, pytest.fail) as opened, pytest.raises(TensorError, match="matrices of other types"):
+        Optimizer(opened, Bounds(), None)
 
 
 def test_a_mix_for_the_card(ask: Ask) -> None:
