@@ -6,6 +6,7 @@
     NAME.correction   F16 (n, k), not of every matrix: what is to be added to its weights before they are packed, to
                       make good for what the matrices before it lost
     metadata          count: tokens that were added up;  text_sha256;  quantkit: its version;
+                      run_sha256: of all that decides what was added up: the model, the windows, the arithmetic, ...
                       TENSOR.sha256: of the bytes of each tensor;  NAME.kept: what part of the moments beside the
                       diagonal is likely to hold for another text
                       behind packed matrices: recipe, the name of what they were packed by;  types_sha256: of the
@@ -46,6 +47,28 @@ _MIRRORED_AT_ONCE = 1024  # columns; a square of them, 4 MiB, is turned over wit
 
 
 @dataclass(frozen=True)
+class Run:
+    """What the files of one run of `imatrix --covariance` have in common.
+
+    count        tokens that are added up
+    text_sha256  of the text they are of
+    sha256       of all that decides what is added up
+    packed       what the matrices before each were packed by; None where they are as they are
+    """
+
+    count: int
+    text_sha256: str
+    sha256: str
+    packed: Packed | None = None
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """As the files have it."""
+        common = {"count": str(self.count), "text_sha256": self.text_sha256, "run_sha256": self.sha256}
+        return common | (asdict(self.packed) if self.packed else {})
+
+
+@dataclass(frozen=True)
 class Packed:
     """What the matrices were packed by while moments were collected behind them.
 
@@ -61,18 +84,14 @@ class Packed:
 class Record:
     """What is recorded of the second moments of one matrix.
 
-    count        tokens that were added up
-    text_sha256  of the text they are of
-    kept         what part of the moments beside the diagonal to use, from 0 to 1
-    sha256       of the bytes of each of its tensors, by name
-    packed       what the matrices before it were packed by; None where they were as they are
+    run     that it comes from
+    kept    what part of the moments beside the diagonal to use, from 0 to 1
+    sha256  of the bytes of each of its tensors, by name
     """
 
-    count: int
-    text_sha256: str
+    run: Run
     kept: float
     sha256: Mapping[str, str]
-    packed: Packed | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,30 +134,22 @@ def types_sha256(types: Mapping[str, QType]) -> str:
     return hashlib.sha256("".join(f"{name}  {types[name]}\n" for name in sorted(types)).encode()).hexdigest()
 
 
-def write_layer(
-    folder: Path,
-    layer: str,
-    collected: Mapping[str, Collected],
-    count: int,
-    text_sha256: str,
-    packed: Packed | None = None,
-) -> None:
+def write_layer(folder: Path, layer: str, collected: Mapping[str, Collected], run: Run) -> None:
     """Write one layer's file, whole or not at all.
 
     layer      "blk.0"
     collected  by GGUF name
-    the rest   as in Record
     raises     OutputError, DiskError
     """
     from safetensors.numpy import save
 
     tensors: dict[str, npt.NDArray[np.floating]] = {name: one.triangle for name, one in collected.items()}
     tensors |= {correction_of(name): one.correction for name, one in collected.items() if one.correction is not None}
-    metadata = {"count": str(count), "text_sha256": text_sha256, "quantkit": __version__}
+    metadata = {"quantkit": __version__} | run.metadata
     metadata |= {f"{name}.sha256": hashlib.sha256(tensor.data).hexdigest() for name, tensor in tensors.items()}
     metadata |= {f"{name}.kept": repr(one.kept) for name, one in collected.items()}
     with AtomicFile(layer_file(folder, layer)) as out:
-        out.write(save(tensors, metadata=metadata | (asdict(packed) if packed else {})), 0)
+        out.write(save(tensors, metadata=metadata), 0)
         out.publish()
 
 
@@ -157,11 +168,12 @@ def layers_in(folder: Path) -> list[str]:
     return [match[1] for match in sorted(found, key=lambda match: int(match[2]))]
 
 
-def refuse_others(folder: Path, count: int, text_sha256: str, packed: Packed | None = None) -> None:
-    """Raise OutputError if folder has a layer's file that is of another text, number of tokens, or packing."""
+def refuse_others(folder: Path, run: Run) -> None:
+    """Raise OutputError if folder has a layer's file of another run."""
     from safetensors import SafetensorError, safe_open
 
-    wanted = {"count": str(count), "text_sha256": text_sha256, "types_sha256": packed.types_sha256 if packed else None}
+    wanted: dict[str, str | None] = {"types_sha256": None} | run.metadata
+    wanted.pop("recipe", None)  # a name; types_sha256 says what it stands for
     for layer in layers_in(folder):
         path = layer_file(folder, layer)
         try:
@@ -172,7 +184,7 @@ def refuse_others(folder: Path, count: int, text_sha256: str, packed: Packed | N
         for key, value in wanted.items():
             if metadata.get(key) != value:
                 raise OutputError(
-                    "the folder has second moments of another text, other windows of it, or behind other layers",
+                    "the folder has second moments of another text, of other windows of it, or of another model",
                     hint=_HINT,
                     file=path,
                     key=key,
@@ -227,11 +239,10 @@ def read_moments(folder: Path, name: str, shape: tuple[int, int]) -> Moments:
         tensors, record = _find(file, name, shape[1])
         sums = _read_triangle(file, tensors[name], shape[1], record.sha256[name])
         correction = tensors.get(correction_of(name))
-        if correction is None:
-            return Moments(sums, record.count, record.kept)
-        return Moments(
-            sums, record.count, record.kept, _read_correction(file, correction, shape, record.sha256[correction.name])
-        )
+        values = None
+        if correction is not None:
+            values = _read_correction(file, correction, shape, record.sha256[correction.name])
+        return Moments(sums, record.run.count, record.kept, values)
 
 
 def _file_of(folder: Path, name: str) -> Path:
@@ -282,13 +293,14 @@ def _record(path: Path, names: Sequence[str]) -> Record:
     packed = None
     if "types_sha256" in metadata:
         packed = Packed(value("recipe", _NAME, "a name"), value("types_sha256", _SHA256, digest))
-    return Record(
+    run = Run(
         int(value("count", _COUNT, "a number of tokens")),
         value("text_sha256", _SHA256, digest),
-        float(value(f"{names[0]}.kept", _PART, "a number from 0 to 1")),
-        {name: value(f"{name}.sha256", _SHA256, digest) for name in names},
+        value("run_sha256", _SHA256, digest),
         packed,
     )
+    kept = float(value(f"{names[0]}.kept", _PART, "a number from 0 to 1"))
+    return Record(run, kept, {name: value(f"{name}.sha256", _SHA256, digest) for name in names})
 
 
 def _read_triangle(file: InputFile, tensor: TensorInfo, k: int, sha256: str) -> F32Array:
@@ -301,9 +313,8 @@ def _read_triangle(file: InputFile, tensor: TensorInfo, k: int, sha256: str) -> 
         digest.update(values.data)
         if not np.isfinite(values).all() or values[row] < 0:
             wrong = row if values[row] < 0 else int(np.isfinite(values).argmin())
-            raise _no_such_number(
-                file, tensor, row, wrong, "a finite number, on the diagonal at least 0", values[wrong]
-            )
+            expected = "a finite number, on the diagonal at least 0"
+            raise _no_such_number("no second moment", file, tensor, row, wrong, expected, values[wrong])
     _check_digest(file, tensor, digest.hexdigest(), sha256)
     _mirror(sums)
     return sums
@@ -318,15 +329,15 @@ def _read_correction(file: InputFile, tensor: TensorInfo, shape: tuple[int, int]
     finite = np.isfinite(values)
     if not finite.all():
         row, column = divmod(int(finite.argmin()), shape[1])
-        raise _no_such_number(file, tensor, row, column, "a finite number", values[row, column])
+        raise _no_such_number("no correction", file, tensor, row, column, "a finite number", values[row, column])
     return values
 
 
 def _no_such_number(
-    file: InputFile, tensor: TensorInfo, row: int, column: int, expected: str, found: np.floating
+    what: str, file: InputFile, tensor: TensorInfo, row: int, column: int, expected: str, found: np.floating
 ) -> FormatError:
     return FormatError(
-        "no second moment is such a number",
+        f"{what} is such a number",
         hint=_COLLECT,
         file=file.path,
         tensor=tensor.name,

@@ -263,7 +263,7 @@ def choose(types: Sequence[str], recipe: str) -> list[Recipe]:
         if not types:
             raise UsageError("no type given", hint="-t Q4_K_M, or --recipe FILE for a mix of your own")
         return list(dict.fromkeys(preset(name, recipe) for name in types))
-    if not recipe.endswith(".toml"):
+    if not is_file(recipe):
         raise UsageError(f"unknown family of recipes {recipe!r}", hint=f"{', '.join(FAMILIES)}, or a .toml file")
     if types:
         raise UsageError("a recipe file is a complete mix and takes no -t", found=", ".join(types))
@@ -272,8 +272,13 @@ def choose(types: Sequence[str], recipe: str) -> list[Recipe]:
 
 def named(recipe: str) -> Recipe:
     """One recipe: llama.cpp's preset of that name, or that of a TOML file; raises UsageError, RecipeError."""
-    (one,) = choose((), recipe) if recipe.endswith(".toml") else choose((recipe,), "llama.cpp")
+    (one,) = choose((), recipe) if is_file(recipe) else choose((recipe,), "llama.cpp")
     return one
+
+
+def is_file(recipe: str) -> bool:
+    """Whether --recipe means a file, and no family."""
+    return recipe.endswith(".toml")
 
 
 def _files(family: str) -> dict[str, Path]:

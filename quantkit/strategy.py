@@ -119,44 +119,46 @@ class Feedback:
     """Error feedback through the second moments in a folder.
 
     For a matrix (n, k) it holds 4 k^2 bytes, and 2 n k where the folder has a correction.
+
+    any_types   allow for other types than those that corrections were made for
     """
 
     name = "feedback"
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, any_types: bool = False) -> None:
+        self._folder, self._any_types = folder, any_types
         self.arguments: Sequence[str] = ("--strategy", self.name, "--covariance", str(folder))
 
     def check(
         self, columns: Mapping[str, int], types: Sequence[Mapping[str, QType]], warn: Callable[[str], None]
     ) -> tuple[Field, ...]:
         records = {name: read_record(self._folder, name, k) for name, k in columns.items() if has_moments(name)}
-        runs = {(record.count, record.text_sha256, record.packed) for record in records.values()}
+        runs = {record.run.sha256: record.run for record in records.values()}
         if len(runs) != 1:
             raise TensorError(
-                "the second moments are not of one text",
+                "the second moments are not of one run",
                 hint="collect all of them in one run of quantkit imatrix --covariance",
                 file=self._folder,
-                found=f"{len(runs)} texts, or recipes",
+                found=f"{len(runs)} runs: other models, texts, windows or recipes",
             )
-        ((count, text_sha256, packed),) = runs
-        if packed is not None:
-            self._check_types(packed, columns, types)
+        (run,) = runs.values()
+        if run.packed is not None and not self._any_types:
+            self._check_types(run.packed, columns, types)
         widest = max(columns[name] for name in records)
-        if count < widest:
+        if run.count < widest:
             warn(
-                f"the second moments are of {count:,} tokens, and of up to {widest:,} columns: with fewer tokens than "
-                "columns they say little of any other text"
+                f"the second moments are of {run.count:,} tokens, and of up to {widest:,} columns: with fewer tokens "
+                "than columns they say little of any other text"
             )
         tensors = sorted((name, sha256) for record in records.values() for name, sha256 in record.sha256.items())
         lines = [f"{sha256}  {name}\n" for name, sha256 in tensors]
         lines += [f"{record.kept}  {name}\n" for name, record in sorted(records.items())]
         return (
             Field(COVARIANCE_KEY, Kind.STRING, hashlib.sha256("".join(lines).encode()).hexdigest()),
-            Field("quantkit.covariance.text_sha256", Kind.STRING, text_sha256),
-            Field("quantkit.covariance.tokens", Kind.U64, count),
+            Field("quantkit.covariance.text_sha256", Kind.STRING, run.text_sha256),
+            Field("quantkit.covariance.tokens", Kind.U64, run.count),
             Field(
-                "quantkit.covariance.kept",
+                "quantkit.covariance.mean_kept",
                 Kind.F32,
                 math.fsum(record.kept for record in records.values()) / len(records),
             ),
@@ -171,7 +173,7 @@ class Feedback:
             return REFERENCE.prepare(matrix, pool, threads)
         moments = read_moments(self._folder, matrix.name, (matrix.n_rows, matrix.n_columns))
         try:
-            return fed_back(moments, matrix, pool, threads)
+            return with_feedback(moments, matrix, pool, threads)
         except FormatError as error:
             details = error.details | {"file": self._folder, "tensor": matrix.name}
             raise FormatError(error.message, hint=error.hint, **details) from None
@@ -190,7 +192,7 @@ class Feedback:
                 )
 
 
-def fed_back(moments: Moments, matrix: Matrix, pool: Executor, threads: int) -> Prepared:
+def with_feedback(moments: Moments, matrix: Matrix, pool: Executor, threads: int) -> Prepared:
     """A matrix ready to be packed with error feedback, and in types without codes as by Reference.
 
     moments  of what it is multiplied by; the sums are overwritten
@@ -220,10 +222,10 @@ def recorded(fields: Iterable[Field]) -> dict[str, Any] | None:
     return found if found[STRATEGY_KEY] != REFERENCE.name else None
 
 
-def by_name(name: str, folder: Path | None) -> Strategy:
+def by_name(name: str, folder: Path | None, any_types: bool = False) -> Strategy:
     """The strategy of that name; raises UsageError if it is unknown, or a folder is missing or not wanted."""
     if name == Feedback.name and folder is not None:
-        return Feedback(folder)
+        return Feedback(folder, any_types)
     if name == Reference.name and folder is None:
         return REFERENCE
     if name not in STRATEGIES:

@@ -14,14 +14,14 @@ import pytest
 import small
 import small_moments
 from numpy.typing import NDArray
-from small_moments import COLUMNS, KEPT, TEXT, TOKENS, sums, write_one
+from small_moments import COLUMNS, KEPT, RUN, TEXT, TOKENS, sums, write_one
 
 from quantkit import kernels
 from quantkit.cli import main
 from quantkit.errors import FormatError, InputError, TensorError, UsageError
 from quantkit.gguf_io import read_gguf
 from quantkit.kernels.feedback import PANEL
-from quantkit.moments import Collected, layer_file, pack, write_layer
+from quantkit.moments import Collected, Run, layer_file, pack, write_layer
 from quantkit.strategy import DAMPING, STRATEGIES, Factor, by_name, factorize
 
 F32 = NDArray[np.float32]
@@ -127,7 +127,7 @@ def test_a_file_is_made_and_verified(source: Path, folder: Path, tmp_path: Path)
     assert fields["quantkit.strategy"].value == "feedback"
     assert fields["quantkit.covariance.text_sha256"].value == TEXT
     assert fields["quantkit.covariance.tokens"].value == TOKENS
-    assert fields["quantkit.covariance.kept"].value == pytest.approx(KEPT)
+    assert fields["quantkit.covariance.mean_kept"].value == pytest.approx(KEPT)
     assert fields["quantkit.covariance.damping"].value == pytest.approx(DAMPING)
     statement = tmp_path / "a.json"
     run("verify", file, "--source", source, "--covariance", folder, "--write-statement", statement)
@@ -172,10 +172,10 @@ def test_what_does_not_fit_is_refused(source: Path, folder: Path, copied: Path, 
     assert len(feedback.check(columns, [], pytest.fail)) == 5
     with pytest.raises(TensorError, match="another size"):
         feedback.check(columns | {"blk.1.ffn_up.weight": 512}, [], pytest.fail)
-    with pytest.raises(TensorError, match="not of one text"):
-        write_one(copied, 1, text="cd" * 32)
+    with pytest.raises(TensorError, match="not of one run"):
+        write_one(copied, 1, run="ef" * 32)
         feedback.check(columns, [], pytest.fail)
-    with pytest.raises(TensorError, match="not of one text"):
+    with pytest.raises(TensorError, match="not of one run"):
         feedback.check({"output.weight": 256}, [], pytest.fail)
     layer_file(copied, "blk.1").unlink()
     with pytest.raises(InputError, match="no such file"):
@@ -204,7 +204,7 @@ def test_few_tokens_are_warned_of(folder: Path) -> None:
     assert said == []
     for i in range(small.LAYERS):
         matrices = {"blk.0.ffn_down.weight": Collected(pack(sums(small.FEED_FORWARD)), KEPT)}
-        write_layer(folder.parent, f"blk.{i}", matrices, small.FEED_FORWARD - 1, TEXT)
+        write_layer(folder.parent, f"blk.{i}", matrices, Run(small.FEED_FORWARD - 1, TEXT, RUN))
     by_name("feedback", folder.parent).check(columns, [], said.append)
     assert len(said) == 1
     assert "511 tokens" in said[0]

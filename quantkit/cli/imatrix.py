@@ -30,7 +30,7 @@ SCHEMA = {"name": "quantkit.imatrix", "version": 1}
 @click.argument("source", type=SOURCE)
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The file to write.")
 @lora_option()
-@measuring_options("calibration.txt")
+@measuring_options("calibration.txt; for --covariance broad.txt as well, and both beside yours")
 @click.option("--covariance", type=click.Path(path_type=Path), help="Folder for the whole second moments as well.")
 @click.option(
     "--sequential",
@@ -74,7 +74,7 @@ def command(
         n_collect_steps,
         n_sequential_steps,
         open_model,
-        packed_by,
+        run_of,
         sample,
     )
     from quantkit.imatrix import write_imatrix
@@ -84,7 +84,7 @@ def command(
     talk = Talk(quiet)
     _check_options(covariance, sequential, own_text_only, texts)
     how = arithmetic("f32", dtype, device)
-    recipe = named(sequential) if sequential else None
+    recipe = named(sequential) if sequential is not None else None
     mixed = covariance is not None and not own_text_only
     text = calibration_text(texts, broad=mixed)
     with ExitStack() as stack:
@@ -92,35 +92,24 @@ def command(
         layers = [layer_file(covariance, f"blk.{i}") for i in range(model.network.layers)] if covariance else []
         refuse_replacing([output, *layers], [*model.files, *map(Path, texts)])
         out = stack.enter_context(AtomicFile(output))
-        chosen = sample([model], text, window, None if mixed else windows)
-        if mixed and windows is not None:  # some of each text, and not the first alone
+        chosen = sample([model], text, window, windows if covariance is None else None)
+        if covariance is not None and windows is not None:  # some of each text, and not the first alone
             chosen = evenly(chosen, windows)
         if covariance is not None:
-            packed = packed_by(model, recipe) if recipe else None
+            run = run_of(model, chosen, how, recipe)
             _make_room(covariance, nbytes(moment_shapes(model), corrected=recipe is not None), talk)
-            refuse_others(covariance, chosen.windows.size, text.sha256, packed)
+            refuse_others(covariance, run)
             stack.enter_context(_saying_what_is_there(covariance))
         total = n_sequential_steps(model) if recipe else n_collect_steps(model, chosen.windows, covariance is not None)
         with talk.progress("collecting", total, of_bytes=False) as progress:
             step = partial(progress, 1)
-            if recipe is not None and covariance is not None:
-                sums = collect_sequential(
-                    model,
-                    chosen.windows,
-                    recipe,
-                    how=how,
-                    folder=covariance,
-                    text_sha256=text.sha256,
-                    progress=step,
-                )
+            if covariance is None:
+                sums = collect(model, chosen.windows, how=how, progress=step)
+            elif recipe is None:
+                sums = collect(model, chosen.windows, how=how, moments=(covariance, run), progress=step)
             else:
-                sums = collect(
-                    model,
-                    chosen.windows,
-                    how=how,
-                    covariance=covariance,
-                    text_sha256=text.sha256,
-                    progress=step,
+                sums = collect_sequential(
+                    model, chosen.windows, recipe, how=how, moments=(covariance, run), progress=step
                 )
         write_imatrix(
             out, sums, chunk_count=len(chosen.windows), chunk_size=chosen.windows.shape[1], text_sha256=text.sha256
@@ -139,7 +128,13 @@ def command(
     }
     if as_json:
         click.echo(json.dumps(result, indent=2))
-    convert = ["quantkit", "convert", str(source), *as_arguments(lora), *_recipe_arguments(sequential or "Q4_K_M")]
+    convert = [
+        "quantkit",
+        "convert",
+        str(source),
+        *as_arguments(lora),
+        *_recipe_arguments("Q4_K_M" if sequential is None else sequential),
+    ]
     convert += ["--imatrix", str(output)]
     convert += ["--strategy", "feedback", "--covariance", str(covariance)] if covariance is not None else []
     talk.say(
@@ -150,7 +145,7 @@ def command(
 
 
 def _check_options(covariance: Path | None, sequential: str | None, own_text_only: bool, texts: Sequence[str]) -> None:
-    if covariance is None and (sequential or own_text_only):
+    if covariance is None and (sequential is not None or own_text_only):
         raise UsageError("--sequential and --own-text-only are for --covariance DIR")
     if own_text_only and not texts:
         raise UsageError("--own-text-only needs a --text")
@@ -158,7 +153,9 @@ def _check_options(covariance: Path | None, sequential: str | None, own_text_onl
 
 def _recipe_arguments(recipe: str) -> list[str]:
     """With which convert takes a preset, or a recipe's file."""
-    return ["--recipe" if recipe.endswith(".toml") else "-t", recipe]
+    from quantkit.recipe import is_file
+
+    return ["--recipe" if is_file(recipe) else "-t", recipe]
 
 
 def _make_room(folder: Path, nbytes: int, talk: Talk) -> None:

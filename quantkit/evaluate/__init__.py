@@ -21,7 +21,7 @@ from quantkit.evaluate.model import Model, open_model
 from quantkit.evaluate.network import Arithmetic, arithmetic, use_cpus
 from quantkit.evaluate.probes import measure_probes, n_probe_steps, output_errors
 from quantkit.evaluate.score import Scores
-from quantkit.evaluate.sequential import collect_sequential, n_sequential_steps, packed_by
+from quantkit.evaluate.sequential import collect_sequential, n_sequential_steps, run_of
 from quantkit.evaluate.statistics import summary
 from quantkit.evaluate.text import Text, calibration_text, read_text, shipped
 
@@ -53,9 +53,9 @@ __all__ = [
     "n_steps",
     "open_model",
     "output_errors",
-    "packed_by",
     "read_baseline",
     "read_text",
+    "run_of",
     "sample",
     "shipped",
     "summary",

@@ -15,7 +15,7 @@ from quantkit.evaluate.model import Model
 from quantkit.evaluate.network import Arithmetic, Weights, run, summed_over_tokens
 from quantkit.evaluate.shrinkage import chosen_shrinkage
 from quantkit.imatrix import ColumnSums
-from quantkit.moments import Collected, has_moments, pack, write_layer
+from quantkit.moments import Collected, Run, has_moments, pack, write_layer
 from quantkit.strategy import DAMPING
 
 EXACT = Arithmetic()
@@ -26,27 +26,25 @@ def collect(
     windows: npt.NDArray[np.int64],
     *,
     how: Arithmetic = EXACT,
-    covariance: Path | None = None,
-    text_sha256: str = "",
+    moments: tuple[Path, Run] | None = None,
     progress: Callable[[], None] = lambda: None,
 ) -> dict[str, ColumnSums]:
     """The sums of squares of every column's inputs, of each matrix of the layers and of the head.
 
     windows      int64 (n, positions) of tokens; every position counts
-    covariance   folder that gets the second moments of each layer, one file a layer, as the layer is done; all windows
-                 then run side by side, so that their hidden states have to fit into memory
-    text_sha256  kept in those files
+    moments      a folder that gets the second moments of each layer, one file a layer, as the layer is done, and what
+                 they record; all windows then run side by side, so that their hidden states have to fit into memory
     progress     called once for each layer of each group of windows
     """
     sums = SquareSums()
-    moments = _Moments(covariance, windows.size, text_sha256) if covariance else None
-    observe = _Observer(sums, moments)
+    whole = _Moments(*moments) if moments else None
+    observe = _Observer(sums, whole)
     with torch.inference_mode():
-        for group in _groups(windows, whole=covariance is not None):
+        for group in _groups(windows, whole=moments is not None):
             (last,) = run([weights], group, how, observe=observe, progress=progress)
             sums.add(weights.head, last.flatten(0, 1))
-        if moments is not None:
-            moments.write()
+        if whole is not None:
+            whole.write()
     return sums.by_name
 
 
@@ -99,16 +97,18 @@ class Halves:
         self._n_seen += len(x)
 
     def collected(self) -> Collected:
-        """The sum of both, and what part of it to keep beside the diagonal; the first half's sums are overwritten."""
+        """The sum of both, and what part of it to keep beside the diagonal; the halves are let go."""
         kept = chosen_shrinkage(self.sums, DAMPING)
-        return Collected(pack(self.sums[0].add_(self.sums[1]).cpu().numpy()), kept)
+        total, other = self.sums
+        del self.sums
+        return Collected(pack(total.add_(other).cpu().numpy()), kept)
 
 
 class _Moments:
     """The second moments of the layer that is being computed; the layer before is written when the next begins."""
 
-    def __init__(self, folder: Path, n_tokens: int, text_sha256: str) -> None:
-        self._folder, self._n_tokens, self._text = folder, n_tokens, text_sha256
+    def __init__(self, folder: Path, run: Run) -> None:
+        self._folder, self._run = folder, run
         self._layer = ""
         self._halves: dict[str, Halves] = {}
 
@@ -118,13 +118,13 @@ class _Moments:
             self.write()
             self._layer = layer
         if name not in self._halves:
-            self._halves[name] = Halves(x.shape[1], self._n_tokens, x.device)
+            self._halves[name] = Halves(x.shape[1], self._run.count, x.device)
         self._halves[name].add(x)
 
     def write(self) -> None:
         if self._halves:
             collected = {name: halves.collected() for name, halves in self._halves.items()}
-            write_layer(self._folder, self._layer, collected, self._n_tokens, self._text)
+            write_layer(self._folder, self._layer, collected, self._run)
         self._halves = {}
 
 

@@ -15,6 +15,7 @@ Sources: Arai and Ichikawa 2025 (https://arxiv.org/abs/2504.09629), Li et al. 20
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -25,10 +26,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from quantkit import kernels
+from quantkit import __version__, kernels
 from quantkit.arch import EMBEDDING
-from quantkit.errors import FormatError, MagnitudeError, NotFiniteError
-from quantkit.evaluate.collect import Halves, SquareSums
+from quantkit.errors import FormatError, MagnitudeError, NotFiniteError, QuantkitError
+from quantkit.evaluate.collect import Halves, SquareSums, collect
+from quantkit.evaluate.evaluation import Sample
 from quantkit.evaluate.model import F32Array, Model
 from quantkit.evaluate.network import (
     HALVES,
@@ -45,11 +47,11 @@ from quantkit.evaluate.network import (
 )
 from quantkit.imatrix import ColumnSums
 from quantkit.kernels.feedback import CODINGS
-from quantkit.moments import Collected, F16Array, Moments, Packed, types_sha256, unpack, write_layer
+from quantkit.moments import Collected, F16Array, Moments, Packed, Run, types_sha256, unpack, write_layer
 from quantkit.osio import cpu_count
 from quantkit.qtypes import QType
 from quantkit.recipe import Facts, Recipe
-from quantkit.strategy import FEEDBACK_ROWS, REFERENCE, Matrix, fed_back
+from quantkit.strategy import FEEDBACK_ROWS, REFERENCE, Matrix, with_feedback
 
 STRENGTH = 0.5
 RIDGE = 0.03
@@ -68,9 +70,17 @@ def types_of(model: Model, recipe: Recipe) -> dict[str, QType]:
     return {name: recipe.type_of(name, shape, facts) for name, shape in model.tensors.items() if len(shape) > 1}
 
 
-def packed_by(model: Model, recipe: Recipe) -> Packed:
-    """What files of second moments say that are collected behind a model's layers packed by a recipe."""
-    return Packed(recipe.name, types_sha256(types_of(model, recipe)))
+def run_of(model: Model, chosen: Sample, how: Arithmetic, recipe: Recipe | None) -> Run:
+    """What files of second moments say that are collected of a sample, behind packed layers if there is a recipe.
+
+    It takes the SHA-256 of the model.
+    """
+    packed = Packed(recipe.name, types_sha256(types_of(model, recipe))) if recipe else None
+    facts = [__version__, model.sha256, model.network_sha256, how.dtype, chosen.text.sha256, chosen.windows.shape]
+    facts += [hashlib.sha256(chosen.windows.tobytes()).hexdigest()]
+    facts += [packed.types_sha256, STRENGTH, RIDGE] if packed else []
+    sha256 = hashlib.sha256("\n".join(map(str, facts)).encode()).hexdigest()
+    return Run(chosen.windows.size, chosen.text.sha256, sha256, packed)
 
 
 def n_sequential_steps(model: Model) -> int:
@@ -84,8 +94,7 @@ def collect_sequential(
     recipe: Recipe,
     *,
     how: Arithmetic,
-    folder: Path,
-    text_sha256: str,
+    moments: tuple[Path, Run],
     progress: Callable[[], None] = lambda: None,
 ) -> dict[str, ColumnSums]:
     """Write the second moments of each layer of the file that a recipe makes, and corrections, one file a layer.
@@ -93,7 +102,7 @@ def collect_sequential(
     All windows run side by side, with the inputs and the outputs of a half layer: of a token of Phi-4 that is 0.25 MB.
 
     windows      int64 (n, positions) of tokens; every position counts
-    text_sha256  kept in the files
+    moments      the folder, and what the files record
     progress     called once for each matrix of the layers
     returns      the sums of squares of every column's inputs in the model itself, as collect() does
     raises       UsageError                 the recipe is not for such a model
@@ -101,20 +110,20 @@ def collect_sequential(
                  FormatError, MagnitudeError   moments, or weights, that cannot be worked with
                  OutputError, DiskError
     """
-    types, packed = types_of(model, recipe), packed_by(model, recipe)
+    types, (folder, of_run) = types_of(model, recipe), moments
     turn = Turn(model.rotation, windows.shape[1], how)
     size = windows_at_once(model.network, windows.shape[1])
     sums = SquareSums()
     with torch.inference_mode(), ThreadPoolExecutor(cpu_count()) as pool:
         exact = embedded(model, windows, how)
-        lossy = torch.from_numpy(_packed_embedding(model, windows, types)).to(how.device)
+        lossy = torch.from_numpy(_packed_embedding(model, windows, types, how)).to(how.device)
         for i in range(model.network.layers):
             layer = _Layer(Layer(model, i, how, turn), model, types, how, pool, sums, progress)
             for half in HALVES.values():
                 layer.compute(half, exact.split(size), lossy.split(size))
             for x in (exact, lossy):
                 check_finite(x, model, f"blk.{i}")
-            write_layer(folder, f"blk.{i}", layer.collected, windows.size, text_sha256, packed)
+            write_layer(folder, f"blk.{i}", layer.collected, of_run)
         sums.add(model.head, last_states(model, exact, how, slice(None)).flatten(0, 1))
     return sums.by_name
 
@@ -175,20 +184,20 @@ class _Layer:
         product = self._product(rows)
         results = []
         for part, (a, b) in enumerate(zip(exact, lossy, strict=True)):
-            self._sums.add(name, a.flatten(0, -2))
             wanted = product(a)
-            error = wanted - product(b)
+            error = wanted.float() - product(b)
             if missing is not None:
                 error += missing[part]
-            halves.add(b.flatten(0, -2))
-            errors += summed_over_tokens(error.flatten(0, -2), b.flatten(0, -2))
+            self._sums.add(name, a.float().flatten(0, -2))
+            inputs = b.float().flatten(0, -2)
+            halves.add(inputs)
+            errors += summed_over_tokens(error.flatten(0, -2), inputs)
             results.append(then(wanted))
         del product
         try:
             packed = self._pack(name, rows, halves, errors, n_tokens)
         except (FormatError, NotFiniteError, MagnitudeError) as error:
-            details = error.details | {"file": self._model.path, "tensor": name}
-            raise type(error)(error.message, hint=error.hint, **details) from None
+            raise _placed(error, file=self._model.path, tensor=name) from None
         unpacked = self._product(packed)
         self._progress()
         return results, [then(unpacked(b)) for b in lossy]
@@ -202,7 +211,7 @@ class _Layer:
         if qtype.name in CODINGS:
             moments = unpack(found.triangle, k)
             found = replace(found, correction=_correction(torch.from_numpy(moments).to(errors.device), errors))
-            prepared = fed_back(
+            prepared = with_feedback(
                 Moments(moments, n_tokens, found.kept, found.correction), matrix, self._pool, cpu_count()
             )
         else:
@@ -212,29 +221,53 @@ class _Layer:
         def repack(first: int) -> F32Array:
             some = rows[first : first + FEEDBACK_ROWS]
             blocks = np.empty((len(some), qtype.row_bytes(k)), np.uint8)
-            prepared.encode(some, first, qtype, blocks)
+            try:
+                prepared.encode(some, first, qtype, blocks)
+            except (NotFiniteError, MagnitudeError) as error:
+                raise _placed(error, row=first + error.details["row"]) from None
             return kernels.decode(blocks, qtype)
 
         return np.concatenate([*self._pool.map(repack, range(0, n, FEEDBACK_ROWS))])
 
     def _product(self, rows: F32Array) -> Callable[[Tensor], Tensor]:
-        """(..., k) -> (..., n), float32."""
+        """(..., k) -> (..., n) in the dtype of the arithmetic."""
         dtype = self._how.dtype
         multiply = multiplication(torch.from_numpy(rows).to(self._how.device, dtype))
-        return lambda x: multiply(x.to(dtype)).float()
+        return lambda x: multiply(x.to(dtype))
 
 
 def _correction(moments: Tensor, errors: Tensor) -> F16Array:
-    """STRENGTH G (H + RIDGE mean(diag H) I)^-1: float16 (n, k) of H (k, k) and G (n, k)."""
-    ridge = RIDGE * float(moments.diagonal().mean()) or 1.0
-    factor = torch.linalg.cholesky(moments + ridge * torch.eye(len(moments), device=moments.device))
-    found = torch.cholesky_solve(errors.T, factor).T * STRENGTH
-    return found.to(torch.float16).contiguous().cpu().numpy()
+    """STRENGTH G (H + RIDGE mean(diag H) I)^-1: float16 (n, k) of H (k, k) and G (n, k).
+
+    raises  NotFiniteError  there is none
+    """
+    damped = moments.clone()
+    damped.diagonal().add_(RIDGE * float(moments.diagonal().mean()) or 1.0)
+    factor, failed = torch.linalg.cholesky_ex(damped)
+    found = torch.cholesky_solve(errors.T, factor).T.mul_(STRENGTH).to(torch.float16).contiguous()
+    if failed or not bool(torch.isfinite(found).all()):
+        raise NotFiniteError("the second moments of what this matrix is multiplied by are no finite numbers")
+    return found.cpu().numpy()
 
 
-def _packed_embedding(model: Model, windows: npt.NDArray[np.int64], types: Types) -> F32Array:
-    """What the first layer is given in the packed stream: float32 (windows, positions, hidden)."""
+def _packed_embedding(model: Model, windows: npt.NDArray[np.int64], types: Types, how: Arithmetic) -> F32Array:
+    """What the first layer is given in the packed stream: float32 (windows, positions, hidden).
+
+    An embedding that is the head as well has importance, as the importance matrix of the same text will have it.
+    """
     distinct, place = np.unique(windows, return_inverse=True)
-    rows, qtype = model.embed(distinct), types[EMBEDDING]
-    unpacked = kernels.decode(kernels.encode(rows, qtype), qtype)
+    rows, qtype, importance = model.embed(distinct), types[EMBEDDING], None
+    if model.head == EMBEDDING:
+        sums = collect(model, windows, how=how)[EMBEDDING]
+        importance = (sums.sums / sums.count).astype(np.float32)
+    try:
+        unpacked = kernels.decode(kernels.encode(rows, qtype, importance), qtype)
+    except (NotFiniteError, MagnitudeError) as error:
+        token = int(distinct[error.details["row"]])
+        raise _placed(error, file=model.path, tensor=EMBEDDING, row=token) from None
     return unpacked[place.reshape(-1)].reshape(*windows.shape, -1)
+
+
+def _placed(error: QuantkitError, **place: object) -> QuantkitError:
+    """The same error with more of where it is."""
+    return type(error)(error.message, hint=error.hint, **error.details | place)

@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 
 from quantkit.arch import EMBEDDING
 from quantkit.evaluate import Model
-from quantkit.evaluate.network import BATCH_BYTES
+from quantkit.evaluate.network import BATCH_BYTES, HALVES
 from quantkit.evaluate.score import SLAB_TOKENS, TILE_POSITIONS
 from quantkit.qtypes import QType
 from quantkit.strategy import REFERENCE, Strategy
 
 PROCESS_BYTES = 640 << 20  # the interpreter with torch, a vocabulary of 200,000 tokens
-HALVES = (("attn_qkv", "attn_output"), ("ffn_up", "ffn_down"))  # the matrices of a layer that are there together
 
 
 def memory_bytes(
@@ -23,7 +22,8 @@ def memory_bytes(
 
         process + hidden states of all models + the largest of
             a layer's half:  base rows f32 + packed rows of each type + one model's rows f32, a second time in the
-                             layout they are multiplied in + what is computed at once + the factors of error feedback
+                             layout they are multiplied in + what is computed at once + the factors and corrections of
+                             error feedback
             a slab of head:  the same, but the rows of all models
             the embeddings:  base rows f32 + packed rows of each type + one model's rows f32, of the tokens there are
 
@@ -47,9 +47,18 @@ def memory_bytes(
             packed += sum(n_rows * qtype.row_bytes(n_columns) for qtype in {one[name] for one in types})
         return plain, packed
 
-    halves = [[f"blk.{i}.{name}.weight" for name in half] for i in range(network.layers) for half in HALVES]
+    halves = [
+        [f"blk.{i}.{name}.weight" for name in (half.first, half.last)]
+        for i in range(network.layers)
+        for half in HALVES.values()
+    ]
     factors = max(
-        sum(4 * model.tensors[name][1] ** 2 for name in half if strategy.is_large(name, {one[name] for one in types}))
+        sum(
+            4 * n_columns**2 + 2 * n_rows * n_columns
+            for name in half
+            for n_rows, n_columns in [model.tensors[name]]
+            if strategy.is_large(name, {one[name] for one in types})
+        )
         for half in halves
     )
     of_half = max(3 * plain + packed for plain, packed in map(kept, halves)) + factors

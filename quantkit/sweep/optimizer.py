@@ -69,8 +69,8 @@ class Optimizer:
     def _check_strategy(self) -> None:
         """Raise TensorError where it is for one recipe alone: here every matrix is tried in every type."""
         columns = {name: shape[-1] for name, shape in self._shapes.items()}
-        types = {name: fitting(PROBED, n_columns) for name, n_columns in columns.items()}
-        self._sweep.request.strategy.check(columns, [types], lambda text: None)
+        tried = [{name: fitting(qtype, n_columns) for name, n_columns in columns.items()} for qtype in (PROBED, Q8_0)]
+        self._sweep.request.strategy.check(columns, tried, lambda text: None)
 
     # ---- what is measured
 

@@ -149,7 +149,7 @@ def _strategy(recorded: Recorded, covariance: Path | None) -> Strategy:
             expected=" or ".join(STRATEGIES),
             found=name,
         )
-    return by_name(name, covariance)
+    return by_name(name, covariance, any_types=True)
 
 
 def _placed(plan: Plan, recorded: Recorded) -> Iterator[Job]:

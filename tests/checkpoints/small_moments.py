@@ -8,7 +8,7 @@ import numpy as np
 import small
 from numpy.typing import NDArray
 
-from quantkit.moments import Collected, Packed, pack, write_layer
+from quantkit.moments import Collected, Packed, Run, pack, write_layer
 
 COLUMNS = {
     "attn_qkv": small.HIDDEN,
@@ -16,7 +16,7 @@ COLUMNS = {
     "ffn_up": small.HIDDEN,
     "ffn_down": small.FEED_FORWARD,
 }
-TEXT = "ab" * 32
+TEXT, RUN = "ab" * 32, "cd" * 32
 TOKENS = 700
 KEPT = 0.7
 
@@ -36,7 +36,9 @@ def write(folder: Path, seed: int = 0, packed: Packed | None = None) -> None:
         write_one(folder, i, seed=seed, packed=packed)
 
 
-def write_one(folder: Path, i: int, text: str = TEXT, seed: int = 0, packed: Packed | None = None) -> None:
+def write_one(
+    folder: Path, i: int, text: str = TEXT, seed: int = 0, packed: Packed | None = None, run: str = RUN
+) -> None:
     """The file of a layer."""
     matrices = {f"blk.{i}.{name}.weight": Collected(pack(sums(k, i + seed)), KEPT) for name, k in COLUMNS.items()}
-    write_layer(folder, f"blk.{i}", matrices, TOKENS, text, packed)
+    write_layer(folder, f"blk.{i}", matrices, Run(TOKENS, text, run, packed))

@@ -101,6 +101,8 @@ def test_moments_behind_packed_layers(source: Path, tmp_path: Path, capsys: pyte
     assert code == 65 and "the types of Q3_K_M" in err
     code, _, err = run(capsys, *command[:-1], "Q4_K_M")
     assert code == 73 and "key types_sha256" in err
+    code, _, err = run(capsys, *command[:-1], "")
+    assert code == 2 and "unknown type" in err
 
 
 def test_own_text_alone(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

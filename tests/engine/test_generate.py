@@ -13,7 +13,7 @@ from engine import Engine, EngineError
 
 from quantkit.checkpoint import open_checkpoint
 from quantkit.convert import convert
-from quantkit.evaluate import collect, evenly, open_model, sample, shipped
+from quantkit.evaluate import Arithmetic, collect, evenly, open_model, run_of, sample, shipped
 from quantkit.plan import make_plan
 from quantkit.recipe import preset
 from quantkit.strategy import REFERENCE, by_name
@@ -35,7 +35,7 @@ def test_error_feedback_keeps_what_a_small_type_forgets(engine: Engine, real_sma
     moments.mkdir()
     with open_model(real_small, pytest.fail) as model:
         some = evenly(sample([model], shipped("calibration.txt"), 256, None), 8)
-        collect(model, some.windows, covariance=moments, text_sha256=some.text.sha256)
+        collect(model, some.windows, moments=(moments, run_of(model, some, Arithmetic(), None)))
     said = {}
     for strategy in (REFERENCE, by_name("feedback", moments)):
         with open_checkpoint(real_small) as checkpoint:

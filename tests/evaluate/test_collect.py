@@ -127,7 +127,8 @@ def test_second_moments_have_the_sums_on_their_diagonal(
     monkeypatch.setattr(network, "BATCH_BYTES", batch_bytes)
     monkeypatch.setattr(measure_module, "GROUP_TOKENS", 1)  # is not heeded: each layer's file is written once
     calls: list[None] = []
-    again = collect(model, ids, covariance=tmp_path, text_sha256="ab" * 32, progress=lambda: calls.append(None))
+    of_run = moments.Run(ids.size, "ab" * 32, "cd" * 32)
+    again = collect(model, ids, moments=(tmp_path, of_run), progress=lambda: calls.append(None))
     assert len(calls) == n_collect_steps(model, ids, covariance=True) == small.LAYERS
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"blk.{i}.safetensors" for i in range(small.LAYERS)]
     assert all(np.allclose(entry.sums, sums[name].sums, rtol=1e-6) for name, entry in again.items())

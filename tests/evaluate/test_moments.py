@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from quantkit import moments
 from quantkit.errors import FormatError, InputError, OutputError, TensorError
 
-TEXT = "ab" * 32
+TEXT, RUN = "ab" * 32, "cd" * 32
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 256, 257])
@@ -37,7 +37,7 @@ def test_rows_of_the_triangle_follow_one_another() -> None:
 
 def test_a_layers_file(tmp_path: Path) -> None:
     name = "blk.3.attn_qkv.weight"
-    moments.write_layer(tmp_path, "blk.3", {name: collected(np.eye(3, dtype=np.float32))}, 1024, "ab" * 32)
+    moments.write_layer(tmp_path, "blk.3", {name: collected(np.eye(3, dtype=np.float32))}, moments.Run(1024, TEXT, RUN))
     assert [path.name for path in tmp_path.iterdir()] == ["blk.3.safetensors"]
     with safe_open(tmp_path / "blk.3.safetensors", "numpy") as file:
         assert file.metadata()["count"] == "1024"
@@ -45,9 +45,8 @@ def test_a_layers_file(tmp_path: Path) -> None:
         assert file.get_tensor(name).tolist() == [1, 0, 1, 0, 0, 1]
 
 
-def write(folder: Path, layer: str, packed: moments.Packed | None = None) -> None:
-    one = {f"{layer}.ffn_up.weight": collected(np.eye(3, dtype=np.float32))}
-    moments.write_layer(folder, layer, one, 64, "ab" * 32, packed)
+def write(folder: Path, layer: str, run: moments.Run) -> None:
+    moments.write_layer(folder, layer, {f"{layer}.ffn_up.weight": collected(np.eye(3, dtype=np.float32))}, run)
 
 
 def collected(sums: np.ndarray, correction: np.ndarray | None = None) -> moments.Collected:
@@ -59,38 +58,39 @@ def test_layers_are_named_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"")
     assert moments.layers_in(tmp_path) == []
     for layer in ("blk.10", "blk.9", "blk.0"):
-        write(tmp_path, layer)
+        write(tmp_path, layer, moments.Run(64, TEXT, RUN))
     assert moments.layers_in(tmp_path) == ["blk.0", "blk.9", "blk.10"]
 
 
+PACKED = moments.Packed("Q4_K_M", "12" * 32)
+
+
 @pytest.mark.parametrize(
-    ("count", "text_sha256", "key"), [(65, "ab" * 32, "count"), (64, "cd" * 32, "text_sha256")], ids=["count", "text"]
+    ("run", "key"),
+    [
+        (moments.Run(65, TEXT, RUN, PACKED), "count"),
+        (moments.Run(64, "34" * 32, RUN, PACKED), "text_sha256"),
+        (moments.Run(64, TEXT, "34" * 32, PACKED), "run_sha256"),
+        (moments.Run(64, TEXT, RUN, moments.Packed("Q4_K_M", "34" * 32)), "types_sha256"),
+        (moments.Run(64, TEXT, RUN), "types_sha256"),
+    ],
 )
-def test_moments_of_another_text_are_refused(tmp_path: Path, count: int, text_sha256: str, key: str) -> None:
-    moments.refuse_others(tmp_path, count, text_sha256)
-    write(tmp_path, "blk.0")
-    write(tmp_path, "blk.1")
-    moments.refuse_others(tmp_path, 64, "ab" * 32)
-    with pytest.raises(OutputError, match="another text") as caught:
-        moments.refuse_others(tmp_path, count, text_sha256)
+def test_moments_of_another_run_are_refused(tmp_path: Path, run: moments.Run, key: str) -> None:
+    """Whatever its recipe is called."""
+    moments.refuse_others(tmp_path, run)
+    write(tmp_path, "blk.0", moments.Run(64, TEXT, RUN, PACKED))
+    write(tmp_path, "blk.1", moments.Run(64, TEXT, RUN, PACKED))
+    moments.refuse_others(tmp_path, moments.Run(64, TEXT, RUN, moments.Packed("mine", "12" * 32)))
+    with pytest.raises(OutputError, match="another model") as caught:
+        moments.refuse_others(tmp_path, run)
     assert (caught.value.details["file"], caught.value.details["key"]) == (tmp_path / "blk.0.safetensors", key)
     assert caught.value.hint
-
-
-def test_moments_behind_other_layers_are_refused(tmp_path: Path) -> None:
-    one, other = moments.Packed("Q4_K_M", "12" * 32), moments.Packed("Q3_K_M", "34" * 32)
-    write(tmp_path, "blk.0", one)
-    moments.refuse_others(tmp_path, 64, "ab" * 32, one)
-    for packed in (other, None):
-        with pytest.raises(OutputError, match="behind other layers") as caught:
-            moments.refuse_others(tmp_path, 64, "ab" * 32, packed)
-        assert caught.value.details["key"] == "types_sha256"
 
 
 def test_what_is_no_moments_is_refused(tmp_path: Path) -> None:
     (tmp_path / "blk.0.safetensors").write_bytes(b"precious")
     with pytest.raises(OutputError, match="cannot be read") as caught:
-        moments.refuse_others(tmp_path, 64, "ab" * 32)
+        moments.refuse_others(tmp_path, moments.Run(64, TEXT, RUN))
     assert caught.value.hint
 
 
@@ -110,23 +110,23 @@ def symmetric(k: int) -> np.ndarray:
 def test_what_is_written_is_read(tmp_path: Path, k: int) -> None:
     sums = symmetric(k)
     other = {"blk.0.attn_qkv.weight": collected(np.eye(2, dtype=np.float32))}
-    moments.write_layer(tmp_path, "blk.0", other | {NAME: collected(sums)}, 7, TEXT)
+    moments.write_layer(tmp_path, "blk.0", other | {NAME: collected(sums)}, moments.Run(7, TEXT, RUN))
     found = moments.read_moments(tmp_path, NAME, (5, k))
     assert found.sums.tobytes() == sums.tobytes()
     assert (found.count, found.kept, found.correction) == (7, 0.7, None)
     sha256 = {NAME: hashlib.sha256(moments.pack(sums).tobytes()).hexdigest()}
-    assert moments.read_record(tmp_path, NAME, k) == moments.Record(7, TEXT, 0.7, sha256, None)
+    assert moments.read_record(tmp_path, NAME, k) == moments.Record(moments.Run(7, TEXT, RUN), 0.7, sha256)
 
 
 def test_corrections_are_read(tmp_path: Path) -> None:
     correction = np.arange(-6, 9, dtype=np.float16).reshape(5, 3) / 7
-    packed = moments.Packed("Q4_K_M", "12" * 32)
-    moments.write_layer(tmp_path, "blk.0", {NAME: collected(symmetric(3), correction)}, 7, TEXT, packed)
+    run = moments.Run(7, TEXT, RUN, PACKED)
+    moments.write_layer(tmp_path, "blk.0", {NAME: collected(symmetric(3), correction)}, run)
     found = moments.read_moments(tmp_path, NAME, (5, 3)).correction
     assert found is not None
     assert found.tobytes() == correction.tobytes()
     record = moments.read_record(tmp_path, NAME, 3)
-    assert record.packed == packed
+    assert record.run == run
     assert record.sha256.keys() == {NAME, CORRECTION}
     assert record.sha256[CORRECTION] == hashlib.sha256(correction.tobytes()).hexdigest()
     with pytest.raises(TensorError, match="another size") as caught:
@@ -155,8 +155,8 @@ def damaged(folder: Path, name: str = NAME, values: object = None, correction: o
     data = np.array([1, 0, 1, 0, 0, 1] if values is None else values, np.float32)
     added = np.zeros((5, 3), np.float16) if correction is None else np.array(correction)
     sha256 = {f"{NAME}.sha256": digest(data), f"{CORRECTION}.sha256": digest(added)}
-    record = {"count": "7", "text_sha256": TEXT, f"{NAME}.kept": "0.5", "recipe": "Q4_K", "types_sha256": TEXT}
-    record |= sha256 | metadata
+    run = moments.Run(7, TEXT, RUN, PACKED)
+    record = run.metadata | {f"{NAME}.kept": "0.5"} | sha256 | metadata
     save_file({name: data, CORRECTION: added}, folder / "blk.0.safetensors", record)
 
 
@@ -185,6 +185,7 @@ def digest(data: np.ndarray) -> str:
         ({"correction": np.full((5, 3), np.inf, np.float16)}, FormatError, {"tensor": CORRECTION, "row": 0}),
         ({f"{CORRECTION}.sha256": ""}, FormatError, {"key": f"{CORRECTION}.sha256"}),
         ({f"{CORRECTION}.sha256": TEXT}, FormatError, {"tensor": CORRECTION, "expected": TEXT}),
+        ({"run_sha256": ""}, FormatError, {"key": "run_sha256", "found": ""}),
         ({"recipe": ""}, FormatError, {"key": "recipe"}),
         ({"types_sha256": "x"}, FormatError, {"key": "types_sha256", "found": "x"}),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,21 @@ from numpy.typing import NDArray
 from quantkit import kernels, moments
 from quantkit.convert import convert
 from quantkit.errors import MagnitudeError, NotFiniteError, TensorError
-from quantkit.evaluate import Arithmetic, Model, collect, collect_sequential, n_sequential_steps, open_model, packed_by
+from quantkit.evaluate import (
+    Arithmetic,
+    Model,
+    Sample,
+    Text,
+    collect,
+    collect_sequential,
+    n_sequential_steps,
+    open_model,
+    run_of,
+)
 from quantkit.evaluate.network import run
 from quantkit.evaluate.sequential import RIDGE, STRENGTH
+from quantkit.imatrix import read_imatrix, write_imatrix
+from quantkit.osio import AtomicFile
 from quantkit.plan import make_plan
 from quantkit.recipe import Recipe, load, named
 from quantkit.source import open_source
@@ -65,8 +78,9 @@ def folder(model: Model, ids: NDArray[np.int64], recipe: Recipe, tmp_path_factor
     folder = tmp_path_factory.mktemp("sequential") / "moments"
     folder.mkdir()
     calls: list[None] = []
+    of_run = run_of(model, sampled(ids), EXACT, recipe)
     sums = collect_sequential(
-        model, ids, recipe, how=EXACT, folder=folder, text_sha256=TEXT, progress=lambda: calls.append(None)
+        model, ids, recipe, how=EXACT, moments=(folder, of_run), progress=lambda: calls.append(None)
     )
     assert len(calls) == n_sequential_steps(model) == 4 * small.LAYERS
     plain = collect(model, ids)
@@ -75,6 +89,30 @@ def folder(model: Model, ids: NDArray[np.int64], recipe: Recipe, tmp_path_factor
         assert entry.count == ids.size
         assert np.allclose(entry.sums, plain[name].sums, rtol=1e-4), name
     return folder
+
+
+def sampled(ids: NDArray[np.int64]) -> Sample:
+    return Sample(Text("", TEXT, ()), ids, ids.size, "")
+
+
+def test_runs_are_told_apart(
+    source: Path, model: Model, ids: NDArray[np.int64], recipe: Recipe, tmp_path: Path
+) -> None:
+    """By model, text, windows, arithmetic and recipe."""
+    other = small.write(tmp_path / "other", edit_tensors=lambda tensors: tensors["lm_head.weight"].__imul__(2))
+    with open_model(other, pytest.fail) as another:
+        runs = [
+            run_of(model, sampled(ids), EXACT, None),
+            run_of(another, sampled(ids), EXACT, None),
+            run_of(model, replace(sampled(ids), text=Text("", "cd" * 32, ())), EXACT, None),
+            run_of(model, sampled(ids[::-1]), EXACT, None),
+            run_of(model, sampled(ids.reshape(12, 128)), EXACT, None),
+            run_of(model, sampled(ids), Arithmetic(dtype=torch.bfloat16), None),
+            run_of(model, sampled(ids), EXACT, recipe),
+            run_of(model, sampled(ids), EXACT, named("Q4_0")),
+        ]
+    assert len({one.sha256 for one in runs}) == len(runs)
+    assert runs[0] == run_of(model, sampled(ids.copy()), EXACT, None)
 
 
 def converted(source: Path, recipe: Recipe, folder: Path, out: Path) -> Path:
@@ -99,6 +137,39 @@ def test_convert_packs_what_the_moments_were_collected_behind(
         found = moments.read_moments(folder, name, model.tensors[name]).sums  # type: ignore[arg-type]
         expected = (x.T @ x).numpy()
         assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max(), name
+
+
+def test_an_embedding_that_is_the_head_as_well_has_importance(phi4_mini_tiny: Path, tmp_path: Path) -> None:
+    """As convert packs it with the importance matrix of the same text."""
+    name, four = "blk.0.attn_qkv.weight", named("Q4_0")
+    with open_model(phi4_mini_tiny, pytest.fail) as model:
+        ids = np.random.default_rng(3).integers(0, model.network.vocabulary, (4, 32))
+        run_here = run_of(model, sampled(ids), EXACT, four)
+        sums = collect_sequential(model, ids, four, how=EXACT, moments=(tmp_path, run_here))
+        shape = model.tensors[name]
+    with AtomicFile(tmp_path / "imatrix.gguf") as out:
+        write_imatrix(out, sums, chunk_count=4, chunk_size=32, text_sha256=TEXT)
+    imatrix, how = read_imatrix(tmp_path / "imatrix.gguf"), by_name("feedback", tmp_path)
+    with open_source(phi4_mini_tiny) as weights:
+        plan = make_plan(weights, [four], imatrix=imatrix, strategy=how, warn=lambda text: None)
+        convert(weights, plan, [tmp_path / "a.gguf"])
+    seen: list[torch.Tensor] = []
+    with open_model(tmp_path / "a.gguf", pytest.fail) as made, torch.inference_mode():
+        run([made], ids, EXACT, observe=lambda one, x: seen.append(x) if one == name else None)
+    x = torch.cat(seen)
+    expected = (x.T @ x).numpy()
+    found = moments.read_moments(tmp_path, name, (shape[0], shape[1])).sums
+    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_importance_is_that_of_the_model_in_any_arithmetic(
+    model: Model, ids: NDArray[np.int64], recipe: Recipe, tmp_path: Path
+) -> None:
+    how = Arithmetic(dtype=torch.bfloat16)
+    of_run = run_of(model, sampled(ids), how, recipe)
+    found = collect_sequential(model, ids, recipe, how=how, moments=(tmp_path, of_run))
+    for name, entry in collect(model, ids, how=how).items():
+        assert np.allclose(found[name].sums, entry.sums, rtol=1e-6), name
 
 
 def test_the_correction_is_the_regression(
@@ -137,7 +208,7 @@ def test_it_loses_less(
     """The states that the head is given are nearer to the model's own than with the moments of the model itself."""
     plain = tmp_path / "plain"
     plain.mkdir()
-    collect(model, ids, covariance=plain, text_sha256=TEXT)
+    collect(model, ids, moments=(plain, run_of(model, sampled(ids), EXACT, None)))
     errors = []
     with torch.inference_mode():
         (own,) = run([model], ids, EXACT)
@@ -153,17 +224,16 @@ def test_other_types_are_refused(source: Path, model: Model, recipe: Recipe, fol
         converted(source, named("Q4_0"), folder, tmp_path / "a.gguf")
     assert "mixed" in str(caught.value.details["expected"])
     assert not (tmp_path / "a.gguf").exists()
-    assert packed_by(model, recipe) != packed_by(model, named("Q4_0"))
 
 
 def test_what_cannot_be_packed_is_named(source: Path, ids: NDArray[np.int64], recipe: Recipe, tmp_path: Path) -> None:
     def spoil(tensors: small.Tensors) -> None:
-        tensors["model.layers.1.self_attn.o_proj.weight"][3, 7] = 1e35
+        tensors["model.layers.1.mlp.gate_up_proj.weight"][300, 7] = np.nan
 
     spoilt = small.write(tmp_path / "spoilt", edit_tensors=spoil)
     with open_model(spoilt, pytest.fail) as model, pytest.raises((NotFiniteError, MagnitudeError)) as caught:
-        collect_sequential(model, ids, recipe, how=EXACT, folder=tmp_path, text_sha256=TEXT)
-    assert caught.value.details["tensor"] == "blk.1.attn_output.weight"
+        collect_sequential(model, ids, recipe, how=EXACT, moments=(tmp_path, moments.Run(ids.size, TEXT, TEXT)))
+    assert (caught.value.details["tensor"], caught.value.details.get("row", 300)) == ("blk.1.ffn_up.weight", 300)
     assert [path.name for path in tmp_path.glob("blk.*")] == ["blk.0.safetensors"]
 
 

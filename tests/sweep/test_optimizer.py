@@ -21,14 +21,13 @@ from quantkit.evaluate import (
     measure_probes,
     open_model,
     output_errors,
-    packed_by,
     sample,
     shipped,
 )
 from quantkit.evaluate.network import run
 from quantkit.gguf_io import read_gguf
-from quantkit.qtypes import Q2_K, Q3_K, Q4_0, Q4_K, Q5_1, Q6_K, Q8_0
-from quantkit.recipe import preset
+from quantkit.moments import Packed, types_sha256
+from quantkit.qtypes import Q2_K, Q3_K, Q4_0, Q4_K, Q5_1, Q6_K, Q8_0, QType
 from quantkit.strategy import REFERENCE, by_name
 from quantkit.sweep import Bounds, Optimizer, Request, Sweep, knapsack, optimize, optimizer, sensitivity, sweep
 from quantkit.sweep.candidates import Base, Candidate, Probe
@@ -129,8 +128,8 @@ def test_a_mix_for_each_size(ask: Ask, imatrix: Path, weighted: bool) -> None:
     assert all(matrix["kld"] > 0 and matrix["probe"] == "Q3_K" for matrix in described["matrices"].values())
 
 
-def test_costs_are_those_of_the_strategy(ask: Ask, imatrix: Path, moments: Path, tmp_path: Path) -> None:
-    """Measured anew for it, and kept beside the reference's; moments for one recipe alone are refused."""
+def test_costs_are_those_of_the_strategy(ask: Ask, imatrix: Path, moments: Path) -> None:
+    """Measured anew for it, and kept beside the reference's."""
     found = []
     for strategy in (REFERENCE, by_name("feedback", moments), REFERENCE):
         asked = ask(types=("Q3_K_M",), imatrix=imatrix, strategy=strategy)
@@ -146,9 +145,18 @@ def test_costs_are_those_of_the_strategy(ask: Ask, imatrix: Path, moments: Path,
         assert (fed.kld[name] != plain.kld[name]) == in_layer, name
         assert (fed.errors[name][Q3_K] != plain.errors[name][Q3_K]) == in_layer, name
         assert fed.errors[name][Q8_0] == plain.errors[name][Q8_0], name
-    with open_model(asked.source, pytest.fail) as model:
-        small_moments.write(tmp_path, packed=packed_by(model, preset("Q3_K_M")))
-    asked = ask(types=("Q3_K_M",), imatrix=imatrix, strategy=by_name("feedback", tmp_path))
+
+
+@pytest.mark.parametrize("qtype", [Q3_K, Q8_0])
+def test_moments_for_one_recipe_find_no_mix(ask: Ask, tmp_path: Path, qtype: QType) -> None:
+    recipe = tmp_path / "all.toml"
+    recipe.write_text(f'file_type = 1\n[[rule]]\nmatch = "*"\ntype = "{qtype}"\n')
+    asked = ask(types=(), recipe=str(recipe), vram_bytes=1 << 40)
+    with Sweep.open(asked, pytest.fail) as opened:
+        tensors = opened.candidates[0].output.tensors
+        sha256 = types_sha256({tensor.name: tensor.qtype for tensor in tensors if len(tensor.shape) == 2})
+        small_moments.write(tmp_path, packed=Packed("all", sha256))
+    asked = replace(asked, strategy=by_name("feedback", tmp_path))
     with Sweep.open(asked, pytest.fail) as opened, pytest.raises(TensorError, match="matrices of other types"):
         Optimizer(opened, Bounds(), None)
 
