@@ -159,7 +159,7 @@ def test_wheel_holds_the_package_and_nothing_else(installed: Installed) -> None:
             assert wheel.read(f"{info}/licenses/{name}") == (ROOT / name).read_bytes()
         metadata = email.message_from_bytes(wheel.read(f"{info}/METADATA"))
     assert held >= {"quantkit/py.typed", "quantkit/_native.pyi", "quantkit/recipes/classic/Q4_K_S.toml"}
-    assert held >= {"quantkit/data/eval.txt", "quantkit/data/calibration.txt"}
+    assert held >= {f"quantkit/data/{name}.txt" for name in ("eval", "calibration", "broad")}
     assert metadata["Version"] == quantkit.__version__
     assert metadata["License-Expression"] == "MIT"
     assert metadata["Requires-Python"] == ">=3.11"

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import pydoc_data.topics
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,10 +21,14 @@ from optimum import PRESETS, unlike
 
 from quantkit.cli import main as quantkit
 from quantkit.evaluate import Scores, Text, read_text
-from quantkit.strategy import REFERENCE, Strategy, by_name
+from quantkit.strategy import Strategy, by_name
 from quantkit.sweep import Request, Sweep, optimize
 
 UNIFORM = ("Q4_K", "Q3_K", "Q2_K")
+CASES = {
+    3: ("importance", "feedback", "feedback behind packed layers"),
+    4: ("preset, importance", "mix, importance", "mix, feedback", "mix, feedback behind packed layers"),
+}
 RECIPE = """file_type = 1
 [[rule]]
 match = "blk.*"
@@ -78,27 +83,27 @@ def texts(material: Material, folder: Path) -> Iterator[tuple[str, Text | None]]
     yield from unlike(folder)
 
 
-def one(request: Request) -> Scores:
-    """Of the request's only candidate, against the source."""
-    with Sweep.open(request, print) as sweep:
-        (candidate,) = sweep.candidates
-        sweep.measurements.measure([candidate.types])
-        return sweep.measurements.scores(candidate.types)
+def scores_of(requests: Sequence[Request]) -> list[Scores]:
+    """Of the only candidate of each, against the source; those of one strategy are measured side by side."""
+    with ExitStack() as stack:
+        sweeps = [stack.enter_context(Sweep.open(request, print)) for request in requests]
+        types = [sweep.candidates[0].types for sweep in sweeps]
+        for strategy in dict.fromkeys(request.strategy for request in requests):
+            alike = [i for i, request in enumerate(requests) if request.strategy is strategy]
+            sweeps[alike[0]].measurements.measure([types[i] for i in alike])
+        return [sweep.measurements.scores(own) for sweep, own in zip(sweeps, types, strict=True)]
 
 
-def beside(title: str, first: tuple[str, Request], others: Sequence[tuple[str, Request]]) -> None:
-    """Measure candidates on a text, and print them beside the first."""
-    name, asked = first
-    base = one(asked)
-    assert base.kld is not None
-    print(f"{title}  {name}: KLD {base.kld.mean():.4f}, PPL {np.exp(base.nll.mean()):.2f}", flush=True)
-    for name, asked in others:
-        scores = one(asked)
+def report(name: str, cases: Sequence[str], found: Sequence[Scores]) -> None:
+    """Print the scores of some files of the same bytes, beside those of the first."""
+    first = found[0].kld
+    assert first is not None
+    for case, scores in zip(cases, found, strict=True):
         assert scores.kld is not None
-        ratio = scores.kld.mean() / base.kld.mean()
-        error = (scores.kld - base.kld * ratio).std() / len(base.kld) ** 0.5 / base.kld.mean()
-        kld, ppl = f"{scores.kld.mean():.4f}", f"{np.exp(scores.nll.mean()):.2f}"
-        print(f"    {name}: KLD {kld}, {ratio:.2f} ± {error:.2f} of it, PPL {ppl}", flush=True)
+        ratio = scores.kld.mean() / first.mean()
+        error = (scores.kld - first * ratio).std() / len(first) ** 0.5 / first.mean()
+        part = "" if scores is found[0] else f" {ratio:.2f} ± {error:.2f} of it"
+        print(f"{name:15} {case:34} KLD {scores.kld.mean():.4f}{part}  PPL {np.exp(scores.nll.mean()):.2f}", flush=True)
 
 
 def main() -> None:
@@ -122,22 +127,18 @@ def main() -> None:
         mix.budget.name.removeprefix("OPT-"): request.out / f"{mix.recipe.name}.toml" for mix in sought.optimized.mixes
     }
 
-    def fed(path: Path, what: str) -> Iterator[tuple[str, Request]]:
+    def fed(path: Path) -> list[Request]:
         mixed = replace(request, recipe=str(path))
-        yield f"{what}with feedback", replace(mixed, strategy=material.plain)
-        yield f"{what}with feedback behind packed layers", replace(mixed, strategy=material.behind(str(path)))
+        return [replace(mixed, strategy=strategy) for strategy in (material.plain, material.behind(str(path)))]
 
+    rows = {f"all {name}": [replace(request, recipe=str(path)), *fed(path)] for name, path in recipes.items()}
+    for name, path in mixes.items():
+        rows[f"size of {name}"] = [replace(request, types=(name,)), replace(request, recipe=str(path)), *fed(path)]
     for title, text in texts(material, folder):
         print(f"\n{title}")
-        on = replace(request, text=text)
-        for name, path in recipes.items():
-            alike = replace(on, recipe=str(path))
-            others = [(what, replace(other, text=text)) for what, other in fed(path, "")]
-            beside(name, ("importance", replace(alike, strategy=REFERENCE)), others)
-        for name, path in mixes.items():
-            others = [(what, replace(other, text=text)) for what, other in fed(path, "mix ")]
-            mix = ("mix", replace(on, recipe=str(path)))
-            beside(name, ("preset, importance", replace(on, types=(name,))), [mix, *others])
+        found = iter(scores_of([replace(asked, text=text) for row in rows.values() for asked in row]))
+        for name, row in rows.items():
+            report(name, CASES[len(row)], [next(found) for _ in row])
 
 
 if __name__ == "__main__":
