@@ -18,10 +18,14 @@ from small_moments import COLUMNS, KEPT, RUN, TEXT, TOKENS, sums, write_one
 
 from quantkit import kernels
 from quantkit.cli import main
+from quantkit.convert import convert as write_file
 from quantkit.errors import FormatError, InputError, TensorError, UsageError
 from quantkit.gguf_io import read_gguf
 from quantkit.kernels.feedback import PANEL
-from quantkit.moments import Collected, Run, layer_file, pack, write_layer
+from quantkit.moments import Collected, Packed, Run, layer_file, pack, write_layer
+from quantkit.plan import make_plan
+from quantkit.recipe import preset
+from quantkit.source import open_source
 from quantkit.strategy import DAMPING, STRATEGIES, Factor, by_name, factorize
 
 F32 = NDArray[np.float32]
@@ -151,11 +155,23 @@ def test_verify_knows_other_moments(source: Path, folder: Path, copied: Path, tm
     assert all(name.startswith("blk.1.") for name in tensors)
 
 
-@pytest.mark.parametrize("preset", ["Q2_K", "Q4_K_M", "Q6_K", "Q4_0", "Q5_1", "Q8_0"])
-def test_every_kind_of_preset(source: Path, folder: Path, tmp_path: Path, preset: str) -> None:
+def test_verify_compares_files_of_other_types_too(source: Path, tmp_path: Path) -> None:
+    """With moments for one recipe, whatever types a file has: what is wrong with it is for verify to find."""
+    small_moments.write(tmp_path, packed=Packed("Q3_K_M", "12" * 32))
+    with open_source(source) as weights:
+        strategy = by_name("feedback", tmp_path, any_types=True)
+        plan = make_plan(weights, [preset("Q4_0")], strategy=strategy, warn=pytest.fail)
+        write_file(weights, plan, [tmp_path / "a.gguf"])
+    run("verify", tmp_path / "a.gguf", "--source", source, "--covariance", tmp_path)
+    refused = ("convert", source, "-t", "Q4_0", "--strategy", "feedback", "--covariance", tmp_path)
+    assert "matrices of other types" in run(*refused, "-o", tmp_path / "b.gguf", exit_code=65)
+
+
+@pytest.mark.parametrize("type_name", ["Q2_K", "Q4_K_M", "Q6_K", "Q4_0", "Q5_1", "Q8_0"])
+def test_every_kind_of_preset(source: Path, folder: Path, tmp_path: Path, type_name: str) -> None:
     """Fed back are the matrices of layers in types with codes; all else is the reference's."""
-    fed = convert(source, folder, tmp_path / "fed.gguf", preset)
-    run("convert", source, "-t", preset, "-o", tmp_path / "reference.gguf", "-q")
+    fed = convert(source, folder, tmp_path / "fed.gguf", type_name)
+    run("convert", source, "-t", type_name, "-o", tmp_path / "reference.gguf", "-q")
     ours, theirs = read_gguf(fed), read_gguf(tmp_path / "reference.gguf")
     assert ours.tensors.keys() == theirs.tensors.keys()
     data, other = fed.read_bytes(), (tmp_path / "reference.gguf").read_bytes()

@@ -85,17 +85,16 @@ def command(
     _check_options(covariance, sequential, own_text_only, texts)
     how = arithmetic("f32", dtype, device)
     recipe = named(sequential) if sequential is not None else None
-    mixed = covariance is not None and not own_text_only
-    text = calibration_text(texts, broad=mixed)
+    text = calibration_text(texts, broad=covariance is not None and not own_text_only)
     with ExitStack() as stack:
         model = stack.enter_context(open_model(source, talk.warn, lora))
         layers = [layer_file(covariance, f"blk.{i}") for i in range(model.network.layers)] if covariance else []
         refuse_replacing([output, *layers], [*model.files, *map(Path, texts)])
         out = stack.enter_context(AtomicFile(output))
         chosen = sample([model], text, window, windows if covariance is None else None)
-        if covariance is not None and windows is not None:  # some of each text, and not the first alone
-            chosen = evenly(chosen, windows)
         if covariance is not None:
+            if windows is not None:  # some of each text, and not the first alone
+                chosen = evenly(chosen, windows)
             run = run_of(model, chosen, how, recipe)
             _make_room(covariance, nbytes(moment_shapes(model), corrected=recipe is not None), talk)
             refuse_others(covariance, run)
@@ -128,14 +127,8 @@ def command(
     }
     if as_json:
         click.echo(json.dumps(result, indent=2))
-    convert = [
-        "quantkit",
-        "convert",
-        str(source),
-        *as_arguments(lora),
-        *_recipe_arguments("Q4_K_M" if sequential is None else sequential),
-    ]
-    convert += ["--imatrix", str(output)]
+    packing = _recipe_arguments(sequential or "Q4_K_M")
+    convert = ["quantkit", "convert", str(source), *as_arguments(lora), *packing, "--imatrix", str(output)]
     convert += ["--strategy", "feedback", "--covariance", str(covariance)] if covariance is not None else []
     talk.say(
         f"{len(sums)} matrices, {len(chosen.windows)} windows of {chosen.windows.shape[1]} tokens of "

@@ -49,7 +49,7 @@ def collect(
 
 
 def moment_shapes(model: Model) -> list[tuple[int, int]]:
-    """The shape (n, k) of each matrix of the layers, whose second moments `covariance` gets."""
+    """The shape (n, k) of each matrix that has second moments, those of the layers."""
     return [(shape[0], shape[1]) for name, shape in model.tensors.items() if has_moments(name) and len(shape) == 2]
 
 

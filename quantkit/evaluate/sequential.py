@@ -246,7 +246,7 @@ def _correction(moments: Tensor, errors: Tensor) -> F16Array:
     factor, failed = torch.linalg.cholesky_ex(damped)
     found = torch.cholesky_solve(errors.T, factor).T.mul_(STRENGTH).to(torch.float16).contiguous()
     if failed or not bool(torch.isfinite(found).all()):
-        raise NotFiniteError("the second moments of what this matrix is multiplied by are no finite numbers")
+        raise NotFiniteError("this matrix, or what it is multiplied by, has a value that is not finite, or too large")
     return found.cpu().numpy()
 
 

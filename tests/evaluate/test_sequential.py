@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from quantkit import kernels, moments
 from quantkit.convert import convert
-from quantkit.errors import MagnitudeError, NotFiniteError, TensorError
+from quantkit.errors import NotFiniteError, TensorError
 from quantkit.evaluate import (
     Arithmetic,
     Model,
@@ -226,14 +226,24 @@ def test_other_types_are_refused(source: Path, model: Model, recipe: Recipe, fol
     assert not (tmp_path / "a.gguf").exists()
 
 
-def test_what_cannot_be_packed_is_named(source: Path, ids: NDArray[np.int64], recipe: Recipe, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("preset", "place"), [("Q8_0", {"row": 300, "column": 7}), ("Q4_0", {})], ids=["as it is", "with a correction"]
+)
+def test_what_cannot_be_packed_is_named(
+    ids: NDArray[np.int64], tmp_path: Path, preset: str, place: dict[str, int]
+) -> None:
+    """The weight itself, or where everything that is added to it is none."""
+
     def spoil(tensors: small.Tensors) -> None:
         tensors["model.layers.1.mlp.gate_up_proj.weight"][300, 7] = np.nan
 
     spoilt = small.write(tmp_path / "spoilt", edit_tensors=spoil)
-    with open_model(spoilt, pytest.fail) as model, pytest.raises((NotFiniteError, MagnitudeError)) as caught:
-        collect_sequential(model, ids, recipe, how=EXACT, moments=(tmp_path, moments.Run(ids.size, TEXT, TEXT)))
-    assert (caught.value.details["tensor"], caught.value.details.get("row", 300)) == ("blk.1.ffn_up.weight", 300)
+    of_run = moments.Run(ids.size, TEXT, TEXT)
+    with open_model(spoilt, pytest.fail) as model, pytest.raises(NotFiniteError) as caught:
+        collect_sequential(model, ids, named(preset), how=EXACT, moments=(tmp_path, of_run))
+    details = caught.value.details
+    assert (details["file"], details["tensor"]) == (spoilt, "blk.1.ffn_up.weight")
+    assert {key: details[key] for key in ("row", "column") if key in details} == place
     assert [path.name for path in tmp_path.glob("blk.*")] == ["blk.0.safetensors"]
 
 

@@ -18,7 +18,7 @@ from quantkit.evaluate.text import calibration_text, read_text, shipped
 SHIPPED = {
     "eval.txt": "b23a676041ddb9468ebc046be70840152d2a7cd4c593d51da7f83bc0a38b4703",
     "calibration.txt": "8b1531af358fd1364dec43370ab5809cb24f2cb6dc7c09efbd88a82e178727aa",
-    "broad.txt": "b30b21b1d9e1174e1aa42b3212806652d1b2b6c9ead04eab1c3f453d9723784a",
+    "broad.txt": "8c243b0835f90283225c6e252e881e0e8a99142daf477a9dfd3b49318a0114ed",
 }
 LEAST_BYTES = 64 << 10
 SHARED_LINE, SHARED_WINDOW = 40, 60
